@@ -1,0 +1,1 @@
+"""Experiment files: one `get_config(arg)` a file."""

@@ -1,0 +1,22 @@
+"""Lazy decoder on Amazon Beauty (5-core, leave-one-out, history of 20)."""
+
+from onerec_jax import config as config_lib
+
+
+def get_config(arg: str = "") -> config_lib.Config:
+  del arg
+  c = config_lib.Config(name="lazy_decoder")
+  c.prepare.dataset = "amazon_beauty"
+  c.pipeline.max_history = 20
+  c.pipeline.row_positions = c.pipeline.row_targets = 32
+  c.pipeline.batch_size = 16
+  c.tokenizer.vectors = "fused"
+  c.model.num_layers = 2
+  c.model.dropout = 0.3
+  c.model.context_dropout = 0.2
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.b2 = 0.98
+  c.optimizer.weight_decay = 0.05
+  c.optimizer.warmup_steps = 200
+  c.training.num_epochs = 12
+  return c

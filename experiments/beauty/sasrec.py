@@ -1,0 +1,12 @@
+"""SASRec on Amazon Beauty; argument `bce` for one sampled negative."""
+
+from experiments.beauty import lazy_decoder
+from onerec_jax import config as config_lib
+
+
+def get_config(arg: str = "softmax") -> config_lib.Config:
+  c = lazy_decoder.get_config()
+  c.name = "sasrec" if arg == "softmax" else f"sasrec_{arg}"
+  c.model = config_lib.SASRecConfig(loss=arg)
+  c.training.num_epochs = 12
+  return c

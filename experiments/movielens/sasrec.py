@@ -1,0 +1,11 @@
+"""SASRec on MovieLens 100K; argument `bce` for one sampled negative."""
+
+from experiments.movielens import lazy_decoder
+from onerec_jax import config as config_lib
+
+
+def get_config(arg: str = "softmax") -> config_lib.Config:
+  c = lazy_decoder.get_config()
+  c.name = "sasrec" if arg == "softmax" else f"sasrec_{arg}"
+  c.model = config_lib.SASRecConfig(loss=arg)
+  return c

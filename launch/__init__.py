@@ -1,0 +1,1 @@
+"""Absl mains: parse flags, call the library."""

@@ -1,0 +1,60 @@
+r"""Measures trained runs on a split and prints the table.
+
+  python -m launch.evaluate --workdir=runs/movielens_100k
+  python -m launch.evaluate --workdir=... --models=lazy_decoder,popularity
+  python -m launch.evaluate --workdir=... --models=a_seed0,a_seed1,a_seed2 \
+    --average --output=results/raw/a.json
+
+Without --models: every trained run and popularity.
+"""
+
+import rich
+from absl import app
+from absl import flags as absl_flags
+
+from launch import flags
+from onerec_jax import files, workflow
+from onerec_jax.evaluation import result, tables
+
+_MODELS = absl_flags.DEFINE_list(
+  "models", [], "Names under <workdir>/models; `popularity` is the baseline."
+)
+_SPLIT = absl_flags.DEFINE_enum(
+  "split", "test", ["validation", "test"], "Which events are asked for."
+)
+_AVERAGE = absl_flags.DEFINE_bool(
+  "average", False, "The models are seeds of one: print mean ± std too."
+)
+_OUTPUT = absl_flags.DEFINE_string(
+  "output", "", "JSON to write: every figure of every model, and averages."
+)
+absl_flags.adopt_module_key_flags(flags)
+
+
+@flags.program
+def main() -> None:
+  """Entry point."""
+  flags.start()
+  workdir = flags.workdir()
+  names = _MODELS.value or [
+    *workflow.finished_runs(workdir),
+    workflow.POPULARITY,
+  ]
+  found = [workflow.evaluate(workdir, name, _SPLIT.value) for name in names]
+  tables.print_table(found)
+  summaries = {
+    name: workflow.summary(workdir, e) for name, e in zip(names, found)
+  }
+  record = {"split": _SPLIT.value, "models": summaries}
+  if _AVERAGE.value:
+    record["average"] = result.aggregate(list(summaries.values()))
+    for metric in tables.headline(tables.cutoffs(found)):
+      for name in (metric, f"filtered/{metric}"):
+        value = record["average"][name]
+        rich.print(f"{name:20} {value['mean']:.4f} ± {value['std']:.4f}")
+  if _OUTPUT.value:
+    files.write_json(_OUTPUT.value, record)
+
+
+if __name__ == "__main__":
+  app.run(main)

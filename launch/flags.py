@@ -1,0 +1,88 @@
+"""Flags that several programs share, and what they do before starting."""
+
+import functools
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from onerec_jax import config as config_lib
+
+_ROOT = pathlib.Path(__file__).resolve().parents[1]
+OWN_DATA = str(_ROOT / "experiments" / "tables" / "lazy_decoder.py")
+
+_WORKDIR = flags.DEFINE_string(
+  "workdir", "", "Work directory; default: runs/<data set> (made if absent)."
+)
+
+
+def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
+  """Makes a function an absl main: bad input is one line, not a traceback.
+
+  --verbosity=1 shows the traceback all the same.
+  """
+
+  @functools.wraps(main)
+  def checked(argv: list[str]) -> None:
+    if len(argv) > 1:
+      raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    try:
+      main()
+    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+      if logging.get_verbosity() > 0:
+        raise
+      sys.exit(f"error: {error}")
+
+  return checked
+
+
+def define_config():
+  """--config=<experiment file>[:argument], --config.<field>=<value>."""
+  return config_flags.DEFINE_config_file(
+    "config",
+    default=OWN_DATA,
+    help_string="Experiment file, as experiments/beauty/lazy_decoder.py; "
+    "change any field by --config.<path>=<value>, "
+    "as --config.training.num_epochs=3.",
+  )
+
+
+def define_distributed():
+  """--distributed: join the other processes of a pod or cluster."""
+  return flags.DEFINE_bool(
+    "distributed",
+    False,
+    "Join the other processes of a TPU pod, SLURM job or Open MPI run.",
+  )
+
+
+def workdir(config: config_lib.Config | None = None) -> pathlib.Path:
+  """The work directory in force.
+
+  Raises:
+    app.UsageError: none was named, and there is no data set to name it after.
+  """
+  if _WORKDIR.value:
+    return pathlib.Path(_WORKDIR.value)
+  if config is None:
+    raise app.UsageError("--workdir is needed, as --workdir=runs/mine")
+  return pathlib.Path("runs") / config.prepare.dataset
+
+
+def start(distributed: bool = False) -> None:
+  """Compilation cache of this user's own; the cluster, if asked for."""
+  # Orbax tells every file it writes; --verbosity=0 shows that again.
+  if not flags.FLAGS["verbosity"].present:
+    logging.set_verbosity(logging.WARNING)
+  # The cache is trusted code: never a directory others can write to.
+  cache = pathlib.Path(
+    os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+  )
+  jax.config.update("jax_compilation_cache_dir", str(cache / "onerec_jax/jax"))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  if distributed:
+    jax.distributed.initialize()

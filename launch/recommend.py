@@ -1,0 +1,60 @@
+r"""Recommends with a trained run.
+
+  python -m launch.recommend --workdir=runs/movielens_100k --user=42 -k 5
+  python -m launch.recommend --workdir=... --history=id1,id2
+  python -m launch.recommend --workdir=... --users_file=users.parquet \
+    --output=recommendations.parquet
+
+users.parquet has the column user_id and may have history (lists of item ids);
+the output has user_id, rank, item_id, score, title.
+"""
+
+import rich
+from absl import app
+from absl import flags as absl_flags
+
+from launch import flags
+from onerec_jax.inference import recommendation_tables as tables
+from onerec_jax.inference.recommender import Recommender, Request
+
+_MODEL = absl_flags.DEFINE_string("model", "", "Run under <workdir>/models.")
+_USER = absl_flags.DEFINE_string("user", None, "Raw user id.")
+_HISTORY = absl_flags.DEFINE_list(
+  "history", None, "Raw item ids, oldest first; default: the user's events."
+)
+_USERS_FILE = absl_flags.DEFINE_string("users_file", "", "Parquet of users.")
+_OUTPUT = absl_flags.DEFINE_string("output", "", "Parquet to write.")
+_K = absl_flags.DEFINE_integer("k", 10, "Items a user.", short_name="k")
+_BEAM_WIDTH = absl_flags.DEFINE_integer("beam_width", 50, "Candidates.")
+_FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
+_ON_UNKNOWN = absl_flags.DEFINE_enum(
+  "on_unknown", "error", ["error", "skip"], "Item ids the data does not have."
+)
+absl_flags.adopt_module_key_flags(flags)
+
+
+@flags.program
+def main() -> None:
+  """Entry point."""
+  one = _USER.value is not None or _HISTORY.value is not None
+  if one == bool(_USERS_FILE.value) or one == bool(_OUTPUT.value):
+    raise app.UsageError(
+      "give --user or --history (or both), or --users_file with --output"
+    )
+  flags.start()
+  users, requests = [], [Request(_HISTORY.value, _USER.value)]
+  if not one:
+    users, requests = tables.read_requests(_USERS_FILE.value)
+  recommender = Recommender.load(flags.workdir(), _MODEL.value)
+  items, scores = recommender.recommend(
+    requests, _K.value, _BEAM_WIDTH.value, _FILTER_SEEN.value,
+    _ON_UNKNOWN.value, progress=not one,
+  )  # fmt: skip
+  if one:
+    rich.print(tables.as_table(recommender, requests[0], items[0], scores[0]))
+  else:
+    tables.write(_OUTPUT.value, recommender, users, items, scores)
+
+
+if __name__ == "__main__":
+  app.run(main)

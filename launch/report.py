@@ -1,0 +1,28 @@
+"""Writes <workdir>/report.html anew from what was trained and measured.
+
+python -m launch.report --workdir=runs/movielens_100k --users=5
+"""
+
+from absl import app
+from absl import flags as absl_flags
+
+from launch import flags
+from onerec_jax import workflow
+
+_USERS = absl_flags.DEFINE_integer("users", 3, "Users to recommend to.")
+absl_flags.adopt_module_key_flags(flags)
+
+
+@flags.program
+def main() -> None:
+  """Entry point."""
+  flags.start()
+  workdir = flags.workdir()
+  names = [*workflow.finished_runs(workdir), workflow.POPULARITY]
+  evaluations = [workflow.evaluate(workdir, name) for name in names]
+  examples = workflow.examples(workdir, evaluations, _USERS.value)
+  print(workflow.report(workdir, evaluations, examples))
+
+
+if __name__ == "__main__":
+  app.run(main)

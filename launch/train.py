@@ -1,0 +1,33 @@
+"""Trains an experiment: prepares and tokenizes first where that is not done.
+
+  python -m launch.train --config=experiments/beauty/lazy_decoder.py
+  python -m launch.train --config=... --config.model.num_layers=4 --workdir=...
+
+A killed run continues where it was when the same command runs again. At the
+end the best model by validation is measured on the test split.
+"""
+
+from absl import app
+from absl import flags as absl_flags
+
+from launch import flags
+from onerec_jax import workflow
+from onerec_jax.evaluation import tables
+
+_CONFIG = flags.define_config()
+_DISTRIBUTED = flags.define_distributed()
+absl_flags.adopt_module_key_flags(flags)
+
+
+@flags.program
+def main() -> None:
+  """Entry point."""
+  flags.start(_DISTRIBUTED.value)
+  config = _CONFIG.value
+  workdir = flags.workdir(config)
+  workflow.train(config, workdir)
+  tables.print_table([workflow.evaluate(workdir, config.name)])
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,1 @@
+"""Generative recommenders of the OneRec family in JAX."""

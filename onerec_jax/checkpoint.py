@@ -1,0 +1,189 @@
+"""Saving and restoring: training checkpoints, and parameters alone.
+
+A training checkpoint holds the state, the data iterator and, as metadata, the
+config and the loop's bookkeeping. Orbax writes each under a temporary name
+and renames it when complete, so a killed process leaves the last whole one.
+"""
+
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from onerec_jax import files
+
+FORMAT_VERSION = 1
+
+
+class TrainingCheckpoints:
+  """The checkpoints of one run; a context manager.
+
+  Args:
+    directory: made if absent.
+    keep: how many of the latest stay.
+  """
+
+  def __init__(self, directory: files.PathLike, keep: int):
+    policies = ocp.training.preservation_policies
+    self._directory = pathlib.Path(directory).absolute()
+    self._checkpointer = ocp.training.Checkpointer(
+      self._directory,
+      preservation_policy=policies.LatestN(keep),
+      cleanup_tmp_directories=True,
+    )
+
+  def __enter__(self) -> "TrainingCheckpoints":
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._checkpointer.close()
+
+  @property
+  def latest_step(self) -> int | None:
+    """Step of the newest whole checkpoint."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  def save(
+    self, step: int, state: Any, iterator: Any, metadata: dict[str, Any]
+  ) -> None:
+    """Writes in the background; the next save or the exit waits for it.
+
+    Args:
+      step: updates made so far.
+      state: a pytree of arrays.
+      iterator: a grain iterator, at the batch that comes next.
+      metadata: JSON values.
+    """
+    self._checkpointer.wait()
+    self._checkpointer.save_checkpointables_async(
+      step,
+      {"state": state, "data": iterator},
+      force=True,
+      overwrite=True,
+      custom_metadata={"format_version": FORMAT_VERSION, **metadata},
+    )
+
+  def wait(self) -> None:
+    """Returns when the last save is on disk."""
+    self._checkpointer.wait()
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """The metadata a checkpoint was saved with.
+
+    Raises:
+      ValueError: the checkpoint is of a newer format.
+    """
+    metadata = self._checkpointer.checkpointables_metadata(step)
+    values = metadata.custom_metadata or {}
+    version = values.get("format_version", 0)
+    if version > FORMAT_VERSION:
+      raise ValueError(
+        f"checkpoint {self._directory}/{step} has format {version}; this "
+        f"version reads up to {FORMAT_VERSION}: update onerec_jax"
+      )
+    return values
+
+  def restore(self, step: int, abstract_state: Any, iterator: Any) -> Any:
+    """Reads a state into the given shapes and shardings.
+
+    Args:
+      step: of a checkpoint.
+      abstract_state: shapes with shardings; may be those of another mesh.
+      iterator: a fresh iterator of the same data; moved to its old place.
+
+    Returns:
+      The state.
+
+    Raises:
+      ValueError: the checkpoint does not fit the model.
+    """
+    try:
+      return self._checkpointer.load_checkpointables(
+        step, {"state": abstract_state, "data": iterator}
+      )["state"]
+    except Exception as error:
+      raise ValueError(
+        f"cannot restore {self._directory}/{step}: {error}; delete "
+        f"{self._directory} to start this run anew, or give the config it "
+        "was written with"
+      ) from error
+
+
+def save_params(directory: files.PathLike, params: Any) -> None:
+  """Writes parameters alone, replacing what was there."""
+  ocp.save(pathlib.Path(directory).absolute(), params, overwrite=True)
+
+
+def load_params(directory: files.PathLike, abstract_params: Any) -> Any:
+  """Reads parameters into the given shapes and shardings.
+
+  Raises:
+    FileNotFoundError: nothing was saved there.
+    ValueError: they do not fit the model.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if not directory.is_dir():
+    raise FileNotFoundError(
+      f"no parameters in {directory}: train the model first "
+      "(python -m launch.train)"
+    )
+  try:
+    return ocp.load(directory, abstract_params)
+  except Exception as error:
+    raise ValueError(
+      f"cannot load {directory}: {error}; it was written for another config "
+      "or is damaged: train the model again"
+    ) from error
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+  """Shapes with shardings, to restore into."""
+  return jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    tree,
+    shardings,
+  )
+
+
+def steps(directory: files.PathLike) -> Sequence[int]:
+  """Steps with a whole checkpoint, ascending."""
+  directory = pathlib.Path(directory)
+  if not directory.is_dir():
+    return []
+  return sorted(
+    int(path.name) for path in directory.iterdir() if path.name.isdigit()
+  )
+
+
+def save_best(run: files.PathLike, done: int, params: Any) -> None:
+  """Keeps the parameters of the best validation.
+
+  Written beside the old ones; best.json, renamed into place, then points to
+  them, so that a kill leaves one whole best model.
+  """
+  run = pathlib.Path(run)
+  save_params(run / "best" / str(done), params)
+  if jax.process_index() == 0:
+    files.write_json(run / "best.json", {"step": done})
+    for old in steps(run / "best"):
+      if old != done:
+        shutil.rmtree(run / "best" / str(old))
+
+
+def load_best(run: files.PathLike, abstract_params: Any) -> Any:
+  """Parameters of the best validation, into the given shapes and shardings.
+
+  Raises:
+    FileNotFoundError: the run has not validated yet.
+  """
+  run = pathlib.Path(run)
+  if not (run / "best.json").exists():
+    raise FileNotFoundError(
+      f"{run} holds no trained model yet: run python -m launch.train"
+    )
+  best = files.read_json(run / "best.json")["step"]
+  return load_params(run / "best" / str(best), abstract_params)

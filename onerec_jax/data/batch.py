@@ -1,0 +1,70 @@
+"""The batch: what the pipeline gives and every model takes.
+
+A row of S context positions holds one or more *segments*. A segment is one
+user: a *user token* (item 0; carries the user's static features) followed by
+that user's events, oldest first. A target sees a range of its own segment's
+events and always the segment's user token, so one layout serves next-item
+prediction over a whole history, the targets of one request, packing of
+several users into one row, and evaluation (one segment, one target a row).
+An empty history is a segment of the user token alone.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool
+
+# Fields hold arrays of the shapes below, but also shapes and shardings inside
+# tree maps, so the fields themselves are not checked; functions are.
+Leaf = Any
+
+
+@struct.dataclass
+class Batch:
+  """One batch of token rows; all int32, 0 is padding.
+
+  Attributes:
+    items: [B, S] dense item ids; 0 at user tokens and padding.
+    segment: [B, S] 1, 2, … for the users of a row; 0 is padding.
+    features: name → [B, S] bucketed feature values; event features at event
+      positions, user features at user tokens, 0 elsewhere.
+    targets: [B, T] dense item ids to predict; 0 is padding.
+    visible_from: [B, T] first event position the target sees.
+    visible_until: [B, T] one past the last position it sees; 0 for padding
+      targets. Position visible_until - 1 lies in the target's segment.
+  """
+
+  items: Leaf
+  segment: Leaf
+  features: dict[str, Leaf]
+  targets: Leaf
+  visible_from: Leaf
+  visible_until: Leaf
+
+
+@struct.dataclass
+class Catalogue:
+  """What is known of the items, on device; row 0 is padding.
+
+  Attributes:
+    codes: [I + 1, L] semantic IDs (zeros where a system needs none).
+    features: name → [I + 1] bucketed item features (category, author, …).
+  """
+
+  codes: Leaf
+  features: dict[str, Leaf]
+
+
+def visible(batch: Batch) -> Bool[Array, "B T S"]:
+  """Which context positions each target sees."""
+  position = jnp.arange(batch.items.shape[1])[None, None, :]
+  # The position before visible_until is in the target's segment by contract;
+  # padding targets (visible_until = 0) are cut by the range test below.
+  last = jnp.maximum(batch.visible_until - 1, 0)
+  own = jnp.take_along_axis(batch.segment, last, axis=1)
+  same = batch.segment[:, None, :] == own[:, :, None]
+  before = position < batch.visible_until[:, :, None]
+  recent = position >= batch.visible_from[:, :, None]
+  user_token = (batch.items == 0)[:, None, :]
+  return same & before & (recent | user_token)

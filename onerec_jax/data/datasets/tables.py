@@ -1,0 +1,161 @@
+"""Your own tables: CSV, TSV (either may end in .gz) or Parquet.
+
+Columns are named as in schema.py; instead of `timestamp_ms` there may be
+`timestamp`, dates and times (ISO 8601, UTC unless they say) or seconds. With
+neither, the order of rows is the order in time. A Parquet folder is read file
+by file in the order of their names. Events are streamed, never held at once.
+"""
+
+import collections
+import contextlib
+import csv
+import gzip
+import pathlib
+from collections.abc import Callable, Iterator
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.dataset as pads
+
+from onerec_jax import files
+from onerec_jax.config import PrepareConfig
+from onerec_jax.data import schema
+
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+
+
+def load(config: PrepareConfig) -> schema.Tables:
+  """The files `config.events`, `config.items` and `config.users`.
+
+  Raises:
+    FileNotFoundError: a file is not there.
+    ValueError: no events given, or a format that is not read.
+  """
+  if not config.events:
+    raise ValueError(
+      "data set 'tables' needs a file of events: "
+      "--config.prepare.events=FILE.csv (or .tsv, .parquet)"
+    )
+  skipped: collections.Counter[str] = collections.Counter()
+  skip = skipped if config.on_bad_row == "skip" else None
+  events = _read("events", config, skip)
+  source = {
+    "events": config.events,
+    "items": config.items or "the items table",
+    "users": config.users or "the users table",
+    "files": {},
+    "skipped": skipped,
+    "notes": [],
+  }
+  if not {"timestamp", "timestamp_ms"} & set(events.schema.names):
+    source["ordinal_time"] = True
+    source["notes"].append("no column of times: the order of rows is used")
+  tables = schema.Tables(events, source=source)
+  for name in ("items", "users"):
+    if getattr(config, name):
+      setattr(tables, name, _read(name, config, skip).read_all())
+  for name in ("events", "items", "users"):
+    if getattr(config, name):
+      for path in _paths(name, config):
+        source["files"][f"{name}/{path.name}"] = files.sha256(path)
+  return tables
+
+
+def _paths(name: str, config: PrepareConfig) -> list[pathlib.Path]:
+  path = pathlib.Path(getattr(config, name))
+  if path.is_dir():
+    found = sorted(path.glob("*.parquet"))
+    if not found:
+      raise FileNotFoundError(f"{path} holds no .parquet files")
+    return found
+  if not path.is_file():
+    raise FileNotFoundError(
+      f"{path} does not exist; --config.prepare.{name} must name a file"
+    )
+  return [path]
+
+
+def _read(
+  name: str, config: PrepareConfig, skip: collections.Counter[str] | None
+) -> pa.RecordBatchReader:
+  paths = _paths(name, config)
+  first = paths[0]
+  if first.suffix == ".parquet":
+    dataset = pads.dataset([str(path) for path in paths], format="parquet")
+    return dataset.scanner().to_reader()
+  suffix = first.with_suffix("").suffix if first.suffix == ".gz" else ""
+  delimiter = _DELIMITERS.get(suffix or first.suffix)
+  if delimiter is None:
+    raise ValueError(
+      f"{first}: cannot read {first.suffix!r}; give .csv, .tsv (or either "
+      "with .gz) or .parquet"
+    )
+  return _read_csv(name, first, delimiter, skip)
+
+
+def _read_csv(
+  name: str,
+  path: pathlib.Path,
+  delimiter: str,
+  skip: collections.Counter[str] | None,
+) -> pa.RecordBatchReader:
+  """Every column as strings: schema.validate converts, and names bad rows."""
+  opener = gzip.open if path.suffix == ".gz" else open
+  with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+    header = next(csv.reader(file, delimiter=delimiter), None)
+  if not header:
+    raise schema.TableError(f"{path}: empty; its first line must name columns")
+
+  # Raising inside the handler is not possible: it says what to raise later.
+  problems: list[str] = []
+
+  def wrong_width(row: pacsv.InvalidRow) -> str:
+    if skip is not None:
+      skip[f"{name}: wrong number of fields"] += 1
+      return "skip"
+    # Arrow counts the header.
+    problems.append(
+      f"{path}, row {(row.number or 0) - 1}: {row.actual_columns} fields where "
+      f"the header has {row.expected_columns}: {row.text!r}. Mend the row, or "
+      "leave such rows out and count them with "
+      "--config.prepare.on_bad_row=skip."
+    )
+    return "error"
+
+  @contextlib.contextmanager
+  def named() -> Iterator[None]:
+    try:
+      yield
+    except pa.ArrowInvalid as error:
+      message = problems[0] if problems else f"{path}: {error}"
+      raise schema.TableError(message) from error
+
+  def batches() -> Iterator[pa.RecordBatch]:
+    with named():
+      yield from reader
+
+  with named():
+    reader = _open_csv(path, delimiter, header, wrong_width)
+  return pa.RecordBatchReader.from_batches(reader.schema, batches())
+
+
+def _open_csv(
+  path: pathlib.Path,
+  delimiter: str,
+  header: list[str],
+  wrong_width: Callable[[pacsv.InvalidRow], str],
+) -> pacsv.CSVStreamingReader:
+  return pacsv.open_csv(
+    str(path),
+    read_options=pacsv.ReadOptions(use_threads=False),
+    parse_options=pacsv.ParseOptions(
+      delimiter=delimiter,
+      newlines_in_values=True,
+      invalid_row_handler=wrong_width,
+    ),
+    convert_options=pacsv.ConvertOptions(
+      column_types=dict.fromkeys(header, pa.string()),
+      strings_can_be_null=True,
+      null_values=[""],
+    ),
+  )

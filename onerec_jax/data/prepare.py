@@ -1,0 +1,390 @@
+"""Raw files → tables → per-user, time-ordered records in shards.
+
+Events are checked while they are copied to a Parquet file; queries.py marks,
+orders and splits them there; the result streams into shards. Nothing but the
+item and user tables needs to fit into memory. All is written beside and
+renamed into place at the end. Everything left out is counted in the manifest:
+
+  format_version fingerprint dataset split inputs notes
+  num_users num_items num_events
+  split_events         events of train, validation and test
+  split_boundaries_ms  null unless split by time
+  short_users          users of fewer than three events: training only
+  skipped_rows         bad rows left out, by `<table>.<column>: <reason>`
+  dropped_events       by where, duplicate_event, min_item_events and
+                       min_user_events, in this order
+  dropped_users        users left without events
+  eventless_users      rows of the user table that no event names
+  unused_columns       event columns that are in no record
+  ordinal_time         true: timestamps are 0, 1, … of the user
+  event_features user_features item_features   name → vocabulary size
+  bucketing            see features.py
+  shards tables        names and checksums
+"""
+
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+from onerec_jax import config as config_lib
+from onerec_jax import files
+from onerec_jax.config import PrepareConfig
+from onerec_jax.data import (
+  datasets,
+  entities,
+  features,
+  queries,
+  records,
+  schema,
+  shards,
+  splits,
+)
+from onerec_jax.data import engine as engine_lib
+
+PREPARED = "prepared"
+
+_NUMBERS = ("rating", "play_time_ms")
+PLACES = ("data_dir", "events", "items", "users")
+"""Where files lie is no part of what they say: their content is hashed."""
+
+
+def prepare(
+  config: PrepareConfig,
+  workdir: files.PathLike,
+  memory_limit: str = "60%",
+) -> pathlib.Path:
+  """Prepares a data set in `<workdir>/prepared`; skips what is done.
+
+  Args:
+    config: which data, and how.
+    workdir: the work directory.
+    memory_limit: of the database, as `4GB` or a share of memory; what does
+      not fit is spilled to the work directory's disk.
+
+  Returns:
+    The prepared directory.
+
+  Raises:
+    FileNotFoundError: the raw data is nowhere.
+    ValueError: a bad row, column, condition or split, nothing left to train
+      on, or prepared data there that is broken or of a newer format.
+  """
+  directory = pathlib.Path(workdir) / PREPARED
+  console = rich_console.Console(stderr=True)
+  if config.dataset == "tables" and not config.events:
+    return _reuse(directory)
+  tables = datasets.load(config)
+  ordinal = bool(tables.source.get("ordinal_time", False))
+  splits.check(config.split, ordinal)
+  print_ = _fingerprint(config, tables)
+  if directory.exists() and _is_current(directory, print_, console):
+    return directory
+  pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(prefix=".prepare-", dir=workdir) as name:
+    temporary = pathlib.Path(name)
+    with _progress(console) as progress:
+      manifest = _Preparation(config, tables, temporary, progress).run(
+        memory_limit
+      )
+    manifest |= {"fingerprint": print_}
+    files.write_json(temporary / "out" / shards.MANIFEST, manifest)
+    _swap(temporary, directory)
+  return directory
+
+
+def _reuse(directory: pathlib.Path) -> pathlib.Path:
+  """What is prepared already, whatever it came from."""
+  try:
+    shards.read_manifest(directory)
+  except FileNotFoundError as error:
+    raise ValueError(
+      f"nothing is prepared in {directory}, and data set 'tables' was given no "
+      "events; name them with --config.prepare.events=FILE.csv (or .parquet)"
+    ) from error
+  return directory
+
+
+def _fingerprint(config: PrepareConfig, tables: schema.Tables) -> str:
+  values = config_lib.to_dict(config)
+  for place in PLACES:
+    del values[place]
+  return files.fingerprint(
+    shards.FORMAT_VERSION, values, schema.checksums(tables)
+  )
+
+
+def _is_current(
+  directory: pathlib.Path, print_: str, console: rich_console.Console
+) -> bool:
+  manifest = shards.read_manifest(directory)
+  if manifest["fingerprint"] != print_:
+    console.print(f"{directory}: inputs or config changed, preparing again")
+    return False
+  try:
+    shards.verify(directory, manifest)
+  except ValueError as error:
+    console.print(f"{error} (doing so)", markup=False)
+    return False
+  console.print(f"{directory}: unchanged, skipped (fingerprint {print_})")
+  return True
+
+
+def _swap(temporary: pathlib.Path, directory: pathlib.Path) -> None:
+  if directory.exists():
+    os.replace(directory, temporary / "old")
+  os.replace(temporary / "out", directory)
+
+
+def _progress(console: rich_console.Console) -> rich_progress.Progress:
+  return rich_progress.Progress(
+    rich_progress.TextColumn("{task.description}"),
+    rich_progress.BarColumn(),
+    rich_progress.MofNCompleteColumn(),
+    rich_progress.TimeElapsedColumn(),
+    console=console,
+  )
+
+
+class _Preparation:
+  """One run: holds what the steps hand on."""
+
+  def __init__(
+    self,
+    config: PrepareConfig,
+    tables: schema.Tables,
+    temporary: pathlib.Path,
+    progress: rich_progress.Progress,
+  ):
+    self.config = config
+    self.source = tables.source
+    self.ordinal = bool(tables.source.get("ordinal_time", False))
+    self.temporary = temporary
+    self.out = temporary / "out"
+    self.out.mkdir()
+    self.progress = progress
+    self.eventless_users = 0
+    self.tables, self.skipped = schema.validate(tables, config.on_bad_row)
+
+  def run(self, memory_limit: str) -> dict[str, Any]:
+    """Writes shards and tables; gives the manifest without fingerprint."""
+    self._stage()
+    with engine_lib.Engine(self.temporary, memory_limit) as engine:
+      self.engine = engine
+      engine.events(
+        self.temporary / "events.parquet",
+        () if "request_id" in self.columns else ("request_id",),
+      )
+      boundaries = self._order()
+      counts = self._counts()
+      items, self.item_specs = entities.item_table(*self._items())
+      users, self.user_specs, codes = entities.user_table(self._users())
+      self.event_specs = self._fit_events()
+      pq.write_table(items, self.out / shards.ITEMS)
+      pq.write_table(users, self.out / shards.USERS)
+      written = shards.write(
+        self.out,
+        self._records(codes, users.num_rows),
+        users.num_rows,
+        self.config.num_shards,
+      )
+    return self._manifest(counts, boundaries, items, users, written)
+
+  def _stage(self) -> None:
+    """Checks events while copying them to Parquet; fixes the columns."""
+    task = self.progress.add_task("reading events", total=None)
+    reader = self.tables.events
+    path = self.temporary / "events.parquet"
+    present = dict.fromkeys(reader.schema.names, 0)
+    with pq.ParquetWriter(path, reader.schema) as writer:
+      for batch in reader:
+        writer.write_batch(batch)
+        self.progress.advance(task, len(batch))
+        for name, array in zip(batch.schema.names, batch.columns):
+          present[name] += len(array) - array.null_count
+    self.progress.update(task, total=present["source_row"])
+    # A column of nulls says nothing; it is treated as absent.
+    self.columns = {name for name, values in present.items() if values}
+    self.numbers = [n for n in _NUMBERS if n in self.columns]
+    self.flags = [n for n in schema.FLAGS if n in self.columns]
+    self.flags += sorted(
+      n for n in self.columns if n.startswith(schema.STAGE_PREFIX)
+    )
+    core = ("user_id", "item_id", "timestamp_ms", "request_id", "source_row")
+    self.unused = sorted(
+      set(reader.schema.names) - {*core, *self.numbers, *self.flags}
+    )
+
+  def _order(self) -> dict[str, int] | None:
+    """Filters, orders and splits events; gives the boundaries of a split."""
+    task = self.progress.add_task("ordering events", total=2)
+    self.engine.check_where(self.config.where)
+    filters = queries.Filters(
+      self.config.where,
+      self.config.min_item_events,
+      self.config.min_user_events,
+    )
+    self.engine.create(
+      "marked", queries.marked(filters, [*self.numbers, *self.flags])
+    )
+    self.progress.advance(task)
+    boundaries = None
+    if self.config.split == "time":
+      kept = "(SELECT * FROM marked WHERE dropped = '') kept_events"
+      row = self.engine.rows(splits.boundaries(kept)).to_pylist()[0]
+      boundaries = {
+        name: getattr(self.config, name) or int(value or 0)
+        for name, value in row.items()
+      }
+      split = splits.by_time(**boundaries)
+    else:
+      split = splits.leave_one_out()
+    self.engine.create("kept", queries.kept(split))
+    self.progress.advance(task)
+    return boundaries
+
+  def _counts(self) -> dict[str, Any]:
+    dropped = self.engine.rows(
+      "SELECT dropped AS name, count(*) AS events FROM marked "
+      "WHERE dropped <> '' GROUP BY dropped ORDER BY dropped"
+    ).to_pylist()
+    by_split = self.engine.rows(
+      "SELECT split AS name, count(*) AS events FROM kept GROUP BY split"
+    ).to_pylist()
+    events = {splits.NAMES[row["name"]]: row["events"] for row in by_split}
+    users = self.engine.rows(
+      "SELECT count(DISTINCT user_id) - (SELECT count(DISTINCT user_id) "
+      "FROM kept) AS dropped FROM marked"
+    )
+    counts = {
+      "dropped_users": users["dropped"][0].as_py(),
+      "dropped_events": {row["name"]: row["events"] for row in dropped},
+      "split_events": {name: events.get(name, 0) for name in splits.NAMES},
+    }
+    if not events:
+      raise ValueError(
+        f"no events are left: skipped {dict(self.skipped)}, dropped "
+        f"{counts['dropped_events']}; check the input, prepare.where, "
+        "prepare.min_user_events and prepare.min_item_events"
+      )
+    if not events.get("train"):
+      raise ValueError(
+        f"no training events are left ({counts['split_events']}); check "
+        "prepare.validation_from_ms and prepare.test_from_ms"
+      )
+    return counts
+
+  def _items(self) -> tuple[pa.Table, np.ndarray]:
+    """The catalogue in dense order, and training events of each item."""
+    given = self.tables.items
+    if given is None:
+      self.engine.create("item_ids", queries.item_ids())
+      given = self.engine.rows(
+        "SELECT item_id FROM item_ids ORDER BY dense_item"
+      )
+    else:
+      dense = np.arange(1, given.num_rows + 1, dtype=np.int64)
+      ids = {"item_id": given["item_id"], "dense_item": dense}
+      self.engine.register("item_ids", pa.table(ids))
+    counts = np.zeros(given.num_rows, np.int64)
+    counted = self.engine.rows(queries.item_counts())
+    counts[counted["dense_item"].to_numpy() - 1] = counted["events"].to_numpy()
+    return given, counts
+
+  def _users(self) -> pa.Table:
+    """Users in dense order with their events and static columns."""
+    self.engine.create("user_ids", queries.user_ids())
+    users = self.engine.rows(
+      "SELECT user_id, CAST(num_events AS BIGINT) AS num_events, "
+      "CAST(training_events AS BIGINT) AS training_events FROM user_ids "
+      "ORDER BY dense_user"
+    )
+    given = self.tables.users
+    if given is not None:
+      ids = given["user_id"].combine_chunks()
+      rows = pc.index_in(users["user_id"], value_set=ids)
+      matched = len(rows) - rows.null_count
+      self.eventless_users = given.num_rows - matched
+      for name in given.schema.names:
+        if name != "user_id":
+          users = users.append_column(name, given[name].take(rows))
+    return users
+
+  def _fit_events(self) -> entities.Specs:
+    """Bucketing of event features, from the training split."""
+    specs: entities.Specs = {}
+    if "rating" in self.numbers:
+      specs["rating"] = self._fit_edges("rating")
+    if "play_time_ms" in self.numbers:
+      specs["play_time_ms"] = {"kind": "log2"}
+    specs |= {name: {"kind": "flag"} for name in self.flags}
+    if not self.ordinal:
+      specs["gap"] = {"kind": "log2"}
+    return specs
+
+  def _fit_edges(self, column: str) -> features.Spec:
+    limit = features.MAX_EDGES
+    values = self.engine.rows(queries.distinct(column, limit + 1))["value"]
+    edges = values.to_pylist()
+    if len(edges) > limit:
+      row = self.engine.rows(queries.quantiles(column, limit)).to_pylist()[0]
+      edges = list(row.values())
+    return {"kind": "edges", "edges": sorted(set(edges))}
+
+  def _records(
+    self, user_codes: dict[str, np.ndarray], num_users: int
+  ) -> Iterator[shards.UserRecord]:
+    stream = self.engine.stream(queries.records(self.numbers, self.flags))
+    bucketing = {"event": self.event_specs}
+    task = self.progress.add_task("writing users", total=num_users)
+    for chunk in records.whole_users(stream):
+      yield from records.split_users(chunk, bucketing, user_codes, self.ordinal)
+      self.progress.update(task, completed=int(chunk["dense_user"][-1]))
+
+  def _manifest(
+    self,
+    counts: dict[str, Any],
+    boundaries: dict[str, int] | None,
+    items: pa.Table,
+    users: pa.Table,
+    written: list[dict[str, Any]],
+  ) -> dict[str, Any]:
+    lengths = users["num_events"].to_numpy()
+    return {
+      "format_version": shards.FORMAT_VERSION,
+      "dataset": self.config.dataset,
+      "split": self.config.split,
+      "inputs": self.source.get("files", {}),
+      "notes": list(self.source.get("notes", [])),
+      "num_users": users.num_rows,
+      "num_items": items.num_rows,
+      "num_events": int(lengths.sum()),
+      **counts,
+      "split_boundaries_ms": boundaries,
+      "short_users": int((lengths < splits.SHORT_USER).sum()),
+      "eventless_users": self.eventless_users,
+      "skipped_rows": dict(self.skipped),
+      "unused_columns": self.unused,
+      "ordinal_time": self.ordinal,
+      "event_features": features.vocab_sizes(self.event_specs),
+      "user_features": features.vocab_sizes(self.user_specs),
+      "item_features": features.vocab_sizes(self.item_specs),
+      "bucketing": {
+        "event": self.event_specs,
+        "user": self.user_specs,
+        "item": self.item_specs,
+      },
+      "shards": written,
+      "tables": [
+        {"name": name, "sha256": files.sha256(self.out / name)}
+        for name in (shards.ITEMS, shards.USERS)
+      ],
+    }

@@ -1,0 +1,1 @@
+"""Prefix index, beam search, the Recommender."""

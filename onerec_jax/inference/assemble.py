@@ -1,0 +1,124 @@
+"""From config and artefacts to a system: model, item tables, prefix index."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+
+from onerec_jax import checkpoint, files, partitioning, semantic_ids
+from onerec_jax import config as config_lib
+from onerec_jax.data import pipeline, shards
+from onerec_jax.data.batch import Catalogue
+from onerec_jax.inference import prefix_index
+from onerec_jax.models import registry
+
+
+@dataclasses.dataclass(frozen=True)
+class System:
+  """A model and what it needs beside parameters.
+
+  Attributes:
+    config: the experiment.
+    prepared: the data.
+    semantic_ids: None where the model scores items.
+    model: the module.
+    catalogue: item tables, numpy.
+    index: prefix index; None where the model scores items.
+  """
+
+  config: config_lib.Config
+  prepared: shards.PreparedData
+  semantic_ids: semantic_ids.SemanticIds | None
+  model: registry.Model
+  catalogue: Catalogue
+  index: Any
+
+
+def assemble(
+  config: config_lib.Config,
+  prepared: shards.PreparedData,
+  sids: semantic_ids.SemanticIds | None,
+) -> System:
+  """Builds the system of a config.
+
+  Args:
+    config: the experiment.
+    prepared: the data.
+    sids: semantic IDs of the data's items; None for item-scoring models.
+  """
+  index, sizes = None, ()
+  codes = np.zeros((prepared.num_items + 1, 1), np.int32)
+  if sids is not None:
+    codes, sizes = sids.codes, sids.codebook_sizes
+    index = prefix_index.build(codes, sizes, prepared.item_counts)
+  model = registry.create(
+    config.model,
+    prepared.num_items,
+    sizes,
+    pipeline.feature_sizes(prepared),
+    prepared.manifest["item_features"],
+  )
+  catalogue = Catalogue(codes, prepared.item_features())
+  return System(config, prepared, sids, model, catalogue, index)
+
+
+def run_directory(workdir: files.PathLike, name: str) -> pathlib.Path:
+  """<workdir>/models/<name>."""
+  return pathlib.Path(workdir) / "models" / name
+
+
+def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
+  """A trained system and its best parameters.
+
+  Args:
+    workdir: the work directory.
+    name: of the run.
+    mesh: where the parameters are to lie.
+
+  Raises:
+    FileNotFoundError: there is no such run, or it has no parameters yet.
+    ValueError: an artefact is broken or belongs to other data.
+  """
+  run = run_directory(workdir, name)
+  if not (run / "config.json").exists():
+    have = sorted(p.parent.name for p in run.parent.glob("*/config.json"))
+    raise FileNotFoundError(
+      f"no run {name!r} in {run.parent}; there is {have or 'none'}: train it "
+      "with python -m launch.train"
+    )
+  record = files.read_json(run / "config.json")
+  config = config_lib.from_dict(record["config"])
+  prepared = shards.PreparedData.open(workdir)
+  if prepared.manifest["fingerprint"] != record["prepared"]:
+    raise ValueError(
+      f"{run} was trained on other data than {workdir}/prepared now holds; "
+      "train it again, or prepare the old data again"
+    )
+  sids = None
+  if record["semantic_ids"]:
+    folder = semantic_ids.find(workdir, record["semantic_ids"])
+    sids = semantic_ids.SemanticIds.load(folder)
+  system = assemble(config, prepared, sids)
+  return system, load_params(system, run, mesh)
+
+
+def load_params(system: System, run: files.PathLike, mesh: Mesh) -> Any:
+  """The best parameters of a run, laid out over a mesh."""
+  batch = pipeline.request_batch(
+    [], [], [], sorted(pipeline.feature_sizes(system.prepared)),
+    system.config.pipeline, 1,
+  )  # fmt: skip
+  boxed = jax.eval_shape(
+    system.model.init, jax.random.key(0), batch, system.catalogue
+  )["params"]
+  shardings = partitioning.tree_shardings(boxed, mesh)
+  # Unboxing shapes outside eval_shape raises under a mesh.
+  shapes = jax.eval_shape(
+    lambda key, *args: nn.unbox(system.model.init(key, *args))["params"],
+    jax.random.key(0), batch, system.catalogue,
+  )  # fmt: skip
+  return checkpoint.load_best(run, checkpoint.abstract(shapes, shardings))

@@ -1,0 +1,337 @@
+"""Recommendations by raw ids, from a trained run in a work directory."""
+
+import dataclasses
+import pathlib
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.progress
+from jax.sharding import Mesh
+
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning
+from onerec_jax.data import features, pipeline, shards
+from onerec_jax.inference import assemble, retrieval
+
+RawId = str | int
+PREFERRED = "lazy_decoder"
+BATCH_SIZE = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """Who asks, and what is known of them.
+
+  Attributes:
+    history: raw item ids, oldest first. None: the stored events of `user`,
+      all splits, with their features. Empty: nothing but the user token,
+      the answer for a newcomer.
+    user: raw user id; gives stored static features also beside a history. A
+      user who is not stored may have a history.
+    allowed: raw item ids to choose from; None: the whole catalogue.
+    timestamps_ms: of the history; absent, its time gaps are unknown.
+    event_columns: event column (`rating`, …) → values of the history, NaN
+      absent; columns the data was prepared without do not count.
+    user_columns: user column → value; instead of the stored ones.
+  """
+
+  history: Sequence[RawId] | None = None
+  user: RawId | None = None
+  allowed: Sequence[RawId] | None = None
+  timestamps_ms: Sequence[int] | None = None
+  event_columns: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=dict
+  )
+  user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Row:
+  """A request in dense ids and buckets."""
+
+  items: np.ndarray
+  event_features: dict[str, np.ndarray]
+  user_features: dict[str, int]
+  allowed: np.ndarray | None
+
+
+class Recommender:
+  """A trained model that answers requests.
+
+  Args:
+    system: the model and what it needs.
+    params: its parameters.
+    mesh: the devices the rows of a batch are spread over.
+    batch_size: the most requests answered at once.
+  """
+
+  def __init__(
+    self,
+    system: assemble.System,
+    params: Any,
+    mesh: Mesh,
+    batch_size: int = BATCH_SIZE,
+  ):
+    self.system = system
+    self._prepared = system.prepared
+    self._params = params
+    self._mesh = mesh
+    self._batch_size = batch_size
+    replicated = partitioning.replicated(mesh)
+    self._catalogue = jax.device_put(system.catalogue, replicated)
+    self._raw_items = self._prepared.items["raw_id"].to_pylist()
+    self._titles = self._prepared.items["title"].to_pylist()
+    raw_users = self._prepared.users["raw_id"].to_pylist()
+    self._users = {raw: place for place, raw in enumerate(raw_users)}
+    self._retrieve: dict[int, retrieval.Retrieve] = {}
+
+  @classmethod
+  def load(
+    cls,
+    workdir: files.PathLike,
+    model: str = "",
+    batch_size: int = BATCH_SIZE,
+  ) -> "Recommender":
+    """Loads the best parameters of a run.
+
+    Args:
+      workdir: the work directory.
+      model: name of the run; empty: the only one, else `lazy_decoder`.
+      batch_size: the most requests answered at once.
+
+    Raises:
+      ValueError: no such run, or several and none preferred; they are named.
+    """
+    mesh = partitioning.make_mesh(config_lib.MeshConfig())
+    system, params = assemble.load(workdir, choose(workdir, model), mesh)
+    return cls(system, params, mesh, batch_size)
+
+  def recommend(
+    self,
+    requests: Sequence[Request],
+    k: int = 10,
+    beam_width: int = 50,
+    filter_seen: bool = True,
+    on_unknown: str = "error",
+    progress: bool = False,
+  ) -> tuple[list[list[str]], list[list[float]]]:
+    """The k best items of each request.
+
+    Args:
+      requests: any number; they are answered in batches.
+      k: items a request.
+      beam_width: candidates a generative model searches with, at least k.
+      filter_seen: leave out the items of the history. What is seen is dropped
+        from the beam, so a list may be shorter than k: use a wider beam.
+      on_unknown: an item id the data does not have is an `error`, or is
+        left out of history or allowed set with a warning: `skip`.
+      progress: show a bar.
+
+    Returns:
+      (raw item ids, scores), best first; shorter than k where fewer are left.
+      Scores are the model's: log-probabilities of semantic IDs, or item
+      scores.
+
+    Raises:
+      ValueError: an unknown user, item or option; it is named.
+    """
+    if k < 1 or on_unknown not in ("error", "skip"):
+      raise ValueError(
+        f"k={k} must be at least 1, on_unknown={on_unknown!r} error or skip"
+      )
+    items, scores = [], []
+    for start in rich.progress.track(
+      range(0, len(requests), self._batch_size),
+      "recommending",
+      transient=True,
+      disable=not progress,
+    ):
+      rows = [
+        self._row(request, place, on_unknown)
+        for place, request in enumerate(
+          requests[start : start + self._batch_size], start
+        )
+      ]
+      found, value = self._answer(rows, k, beam_width, filter_seen)
+      for ids, values in zip(found, value):
+        kept = ids > 0
+        items.append([self._raw_items[i - 1] for i in ids[kept]])
+        scores.append(values[kept].tolist())
+    return items, scores
+
+  def history(self, user: RawId) -> list[str]:
+    """Raw ids of a user's stored events, oldest first.
+
+    Raises:
+      ValueError: an unknown user.
+    """
+    record = self._record(user, f"user {user!r}")
+    return [self._raw_items[item - 1] for item in record.items]
+
+  def titles(self, items: Sequence[RawId]) -> list[str]:
+    """Titles of items by raw id; the id where an item has none.
+
+    Raises:
+      ValueError: an unknown item.
+    """
+    dense = self._dense(items, "titles", "error")
+    return [self._titles[i - 1] or self._raw_items[i - 1] for i in dense]
+
+  def knows(self, item: RawId) -> bool:
+    """Whether the catalogue has an item."""
+    return str(item) in self._prepared.item_index
+
+  def _answer(
+    self, rows: list[_Row], k: int, beam_width: int, filter_seen: bool
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Dense items and scores of at most a batch of rows."""
+    size = self._padded(len(rows))
+    batch = pipeline.request_batch(
+      [row.items for row in rows],
+      [row.event_features for row in rows],
+      [row.user_features for row in rows],
+      sorted(pipeline.feature_sizes(self._prepared)),
+      self.system.config.pipeline,
+      size,
+    )
+    seen = [row.items for row in rows]
+    longest = max(map(len, seen)) if filter_seen else 0
+    width = max(k, beam_width)
+    if self.system.index is None:
+      # Scoring all items makes a longer list free, and then it is full. A
+      # power of two, so that few lengths are ever compiled.
+      width = 2 ** (k + longest - 1).bit_length()
+    width = min(width, self._prepared.num_items)
+    if width not in self._retrieve:
+      self._retrieve[width] = retrieval.make_retrieve(
+        self.system.model, self.system.index, width
+      )
+    sharding = partitioning.batch_sharding(self._mesh)
+    batch, allowed = jax.device_put(
+      (batch, self._allowed(rows, size)), sharding
+    )
+    with jax.set_mesh(self._mesh):
+      found = self._retrieve[width](
+        self._params, batch, self._catalogue, allowed
+      )
+    items, scores = (x[: len(rows)] for x in jax.device_get(found))
+    return retrieval.finish(items, scores, seen, k, filter_seen)
+
+  def _padded(self, count: int) -> int:
+    """Rows of the batch for so many requests: few different shapes."""
+    rows = min(2 ** (count - 1).bit_length(), self._batch_size)
+    return -(-rows // self._mesh.size) * self._mesh.size
+
+  def _allowed(self, rows: list[_Row], size: int) -> np.ndarray | None:
+    if all(row.allowed is None for row in rows):
+      return None
+    allowed = np.ones((size, self._prepared.num_items + 1), bool)
+    for place, row in enumerate(rows):
+      if row.allowed is not None:
+        allowed[place] = False
+        allowed[place, row.allowed] = True
+    return allowed
+
+  def _row(self, request: Request, place: int, on_unknown: str) -> _Row:
+    """Dense ids and buckets of a request, `place` in the caller's list."""
+    where = f"request {place}"
+    stored = None
+    if request.history is None and request.user is None:
+      raise ValueError(f"{where} has neither a user nor a history")
+    if request.history is None or str(request.user) in self._users:
+      stored = self._record(request.user, where)
+    bucketing = self._prepared.manifest["bucketing"]
+    if stored is None or request.user_columns:
+      user = features.user_features(bucketing, request.user_columns)
+    else:
+      user = stored.user_features
+    allowed = None
+    if request.allowed is not None:
+      allowed = self._dense(request.allowed, f"{where}, allowed", on_unknown)
+    if request.history is None:
+      return _Row(stored.items, stored.features, user, allowed)
+    items = self._dense(
+      request.history, f"{where}, history", on_unknown, keep_places=True
+    )
+    events = self._event_features(request, where)
+    kept = items > 0
+    return _Row(
+      items[kept], {n: v[kept] for n, v in events.items()}, user, allowed
+    )
+
+  def _event_features(
+    self, request: Request, where: str
+  ) -> dict[str, np.ndarray]:
+    """Bucketed as the shards were."""
+    count = len(request.history)
+    columns = {
+      name: np.asarray(values, np.float64)
+      for name, values in request.event_columns.items()
+    }
+    times = np.zeros(count, np.int64)
+    if request.timestamps_ms is None:
+      columns["gap"] = np.full(count, np.nan)
+    else:
+      times = np.asarray(request.timestamps_ms, np.int64)
+    for name, values in {**columns, "timestamps_ms": times}.items():
+      if len(values) != count:
+        raise ValueError(
+          f"{where} has {len(values)} values of {name} for {count} events"
+        )
+    return features.event_features(
+      self._prepared.manifest["bucketing"], columns, times
+    )
+
+  def _record(self, user: RawId | None, where: str) -> shards.UserRecord:
+    place = self._users.get(str(user))
+    if place is None:
+      raise ValueError(
+        f"{where}: user {user!r} is not in {self._prepared.directory}; give a "
+        "history of item ids instead"
+      )
+    return self._prepared.user(place)
+
+  def _dense(
+    self,
+    items: Sequence[RawId],
+    where: str,
+    on_unknown: str,
+    keep_places: bool = False,
+  ) -> np.ndarray:
+    """Dense ids; unknown ones are refused, left out, or 0 in their places."""
+    known = self._prepared.item_index
+    dense = np.asarray([known.get(str(i), 0) for i in items], np.int32)
+    unknown = [item for item, found in zip(items, dense) if found == 0]
+    if unknown and on_unknown == "error":
+      raise ValueError(
+        f"{where}: item {unknown[0]!r} is not in {self._prepared.directory} "
+        f"({len(unknown)} of {len(items)} are not); leave it out, or pass "
+        "on_unknown='skip'"
+      )
+    if unknown:
+      warnings.warn(
+        f"{where}: {len(unknown)} unknown item(s) left out, as {unknown[0]!r}",
+        stacklevel=4,
+      )
+    return dense if keep_places else dense[dense > 0]
+
+
+def choose(workdir: files.PathLike, model: str = "") -> str:
+  """The name of the run to load; see `Recommender.load`."""
+  runs = pathlib.Path(workdir) / "models"
+  names = sorted(path.parent.name for path in runs.glob("*/best.json"))
+  if model in names:
+    return model
+  if not model and len(names) == 1:
+    return names[0]
+  if not model and PREFERRED in names:
+    return PREFERRED
+  if not names:
+    raise ValueError(
+      f"{runs} has no trained run; train one with python -m launch.train"
+    )
+  asked = f"there is no run {model!r}" if model else "several runs"
+  raise ValueError(f"{asked} in {runs}; name one of {names}")

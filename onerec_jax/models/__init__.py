@@ -1,0 +1,1 @@
+"""One file a system, whole in itself; shared parts beside."""

@@ -1,0 +1,122 @@
+"""Attention with grouped queries, masks and a bias by distance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from onerec_jax.models import layers
+
+MASKED = -1e9
+"""The bias of a hidden position; finite, so that padding targets, which see
+nothing, give no NaN. Every real target sees its user token."""
+
+NUM_BUCKETS = 48
+
+
+def distance_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
+  """Buckets of a distance: exact below 32, then logarithmic up to 65,536."""
+  exact = 32
+  far = jnp.maximum(distance, exact).astype(jnp.float32) / exact
+  scale = (NUM_BUCKETS - exact) / np.log(65536 / exact)
+  bucket = exact + (jnp.log(far) * scale).astype(jnp.int32)
+  bucket = jnp.where(distance < exact, distance, bucket)
+  return jnp.clip(bucket, 0, NUM_BUCKETS - 1)
+
+
+class DistanceBias(nn.Module):
+  """A learned logit per head and distance from the target to an event.
+
+  INFERRED: the papers give the context no positions. A bias by distance holds
+  for any history length and lets one context serve targets at many times.
+  It starts at −0.1 a step, so that recent events weigh more.
+  """
+
+  num_heads: int
+
+  @nn.compact
+  def __call__(
+    self,
+    visible_until: Int[Array, "B T"],
+    mask: Bool[Array, "B T S"],
+    static: Bool[Array, "B S"],
+  ) -> Float[Array, "B H T S"]:
+    """Bias plus mask.
+
+    Args:
+      visible_until: one past the last position a target sees.
+      mask: what a target sees.
+      static: positions without a time (user tokens); they have a bucket of
+        their own.
+    """
+
+    def start(key, shape, dtype=jnp.float32):
+      del key
+      slope = -0.1 * jnp.arange(shape[0], dtype=dtype)[:, None]
+      return jnp.broadcast_to(slope.at[-1].set(0.0), shape)
+
+    table = self.param(
+      "table",
+      layers.boxed(start, ("bucket", "heads")),
+      (NUM_BUCKETS + 1, self.num_heads),
+    )
+    position = jnp.arange(mask.shape[2])[None, None, :]
+    bucket = distance_bucket(visible_until[:, :, None] - 1 - position)
+    bucket = jnp.where(static[:, None, :], NUM_BUCKETS, bucket)
+    bias = jnp.moveaxis(table[bucket], 3, 1)
+    return jnp.where(mask[:, None], bias, MASKED)
+
+
+def softmax(logits: Float[Array, "*batch S"]) -> Float[Array, "*batch S"]:
+  """Softmax over the last axis in float32: bfloat16 sums lose the tail."""
+  return jax.nn.softmax(logits.astype(jnp.float32), axis=-1)
+
+
+def cross_attention(
+  queries: Float[Array, "B T L H Z"],
+  keys: Float[Array, "B S G Z"],
+  values: Float[Array, "B S G Z"],
+  bias: Float[Array, "B H #T S"],
+) -> Float[Array, "B T L H Z"]:
+  """Queries of each target over the context they share.
+
+  H / G query heads share a key/value head. The context is read once for all
+  targets (training) or beams (search); it is never repeated.
+  """
+  B, T, L, H, Z = queries.shape
+  G, S = keys.shape[2], keys.shape[1]
+  # One matrix product for each row and key head: all its queries at once.
+  q = queries.reshape(B, T, L, G, H // G, Z).transpose(0, 3, 4, 1, 2, 5)
+  k, v = (x.transpose(0, 2, 1, 3) for x in (keys, values))
+  scale = np.asarray(Z**-0.5, q.dtype)
+  logits = (q * scale).reshape(B, G, -1, Z) @ k.swapaxes(2, 3)
+  logits = logits.reshape(B, G, H // G, T, L, S)
+  bias = bias.reshape(B, G, H // G, -1, 1, S)
+  weights = softmax(logits + bias).astype(v.dtype)
+  out = weights.reshape(B, G, -1, S) @ v
+  out = out.reshape(B, G, H // G, T, L, Z).transpose(0, 3, 4, 1, 2, 5)
+  return out.reshape(B, T, L, H, Z)
+
+
+def causal_attention(
+  queries: Float[Array, "B T N H Z"],
+  keys: Float[Array, "B T L H Z"],
+  values: Float[Array, "B T L H Z"],
+) -> Float[Array, "B T N H Z"]:
+  """Self-attention over the few levels of each target.
+
+  The N queries are the last N of the L positions (N = L while training, 1 in
+  search). Written as products and sums over the levels, not as a batched
+  matrix product: L is 3 or 4, far below what a matrix unit or BLAS needs.
+  """
+  N, L = queries.shape[2], keys.shape[2]
+  rows = []
+  for n in range(N):
+    seen = L - N + n + 1
+    query = queries[:, :, n, None] / np.sqrt(queries.shape[-1])
+    logits = jnp.sum(query * keys[:, :, :seen], axis=-1)
+    weights = softmax(jnp.moveaxis(logits, 2, -1))
+    weights = jnp.moveaxis(weights, -1, 2)[..., None].astype(values.dtype)
+    rows.append(jnp.sum(weights * values[:, :, :seen], axis=2))
+  return jnp.stack(rows, axis=2)

@@ -1,0 +1,385 @@
+"""OneRec-V2's lazy decoder (arXiv 2508.20900 §3.2-3.3).
+
+A context processor turns every context position into keys and values once;
+no layer of the decoder projects them again, and no context position attends
+to another. The decoder runs over the L codes of a target alone:
+
+  h ← h + CrossAttn(RMSNorm(h), k, v)      W_q and W_o only
+  h ← h + SelfAttn(RMSNorm(h))             causal over the L codes
+  h ← h + SwiGLU(RMSNorm(h))
+
+with a norm and a head of its own for every level. One context serves all the
+targets of a row, and in search all the beams of a request.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from onerec_jax.data import batch as batch_lib
+from onerec_jax.models import attention, layers
+from onerec_jax.models import context as context_lib
+from onerec_jax.partitioning import constrain
+
+
+@struct.dataclass
+class Context:
+  """What the context processor makes of a row; shared by its targets.
+
+  Attributes:
+    keys: [L_kv, B, S, G, Z].
+    values: [L_kv, B, S, G, Z]; the keys themselves where kv_split is 1.
+    bias: [B, H, T, S] distance bias, hidden positions masked.
+  """
+
+  keys: Any
+  values: Any
+  bias: Any
+
+
+def split_context(
+  features: Float[Array, "B S C"], kv_layers: int, kv_split: int
+) -> Float[Array, "L_kv S_kv B S D"]:
+  """Cuts d_context = S_kv · L_kv · G · Z into its chunks C_0, C_1, …
+
+  Chunk l·S_kv gives layer l's keys and, where S_kv is 2, chunk l·S_kv + 1 its
+  values (V2 §3.2).
+  """
+  B, S, C = features.shape
+  width = C // (kv_layers * kv_split)
+  chunks = features.reshape(B, S, kv_layers, kv_split, width)
+  return jnp.moveaxis(chunks, (2, 3), (0, 1))
+
+
+class LazyDecoderBlock(nn.Module):
+  """One block; see the module docstring."""
+
+  num_heads: int
+  d_ff: int
+  dropout: float
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, "B T N D"],
+    keys: Float[Array, "B S G Z"],
+    values: Float[Array, "B S G Z"],
+    bias: Float[Array, "B H #T S"],
+    past: tuple[Array, Array] | None,
+  ) -> tuple[Float[Array, "B T N D"], tuple[Array, Array]]:
+    """Runs N new code positions of each target.
+
+    Args:
+      x: their hidden states.
+      keys: of this block's key/value layer.
+      values: likewise.
+      bias: distance bias and mask of the context.
+      past: self-attention keys and values [B, T, L_past, H, Z] of the earlier
+        codes; None at the first.
+
+    Returns:
+      The hidden states and the self-attention keys and values so far.
+    """
+    D = x.shape[-1]
+    heads = (*x.shape[:-1], self.num_heads, D // self.num_heads)
+    drop = layers.Dropout(self.dropout)
+
+    h = layers.RMSNorm(name="cross_norm")(x)
+    q = layers.Linear(D, ("embed", "heads"), name="cross_q")(h).reshape(heads)
+    h = attention.cross_attention(q, keys, values, bias).reshape(x.shape)
+    h = layers.Linear(D, ("heads", "embed"), name="cross_o")(h)
+    x = x + drop(h)
+
+    h = layers.RMSNorm(name="self_norm")(x)
+    qkv = layers.Linear(3 * D, ("embed", "heads"), name="self_qkv")(h)
+    q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+    if past is not None:
+      k = jnp.concatenate([past[0], k], axis=2)
+      v = jnp.concatenate([past[1], v], axis=2)
+    h = attention.causal_attention(q, k, v).reshape(x.shape)
+    h = layers.Linear(D, ("heads", "embed"), name="self_o")(h)
+    x = x + drop(h)
+
+    h = layers.RMSNorm(name="ffn_norm")(x)
+    h = layers.SwiGLU(self.d_ff, name="ffn")(h)
+    x = x + drop(h)
+    return constrain(x, ("batch", None, None, None)), (k, v)
+
+
+_REMAT_POLICIES = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+REMAT = ("none", *_REMAT_POLICIES)
+"""What `remat` may be."""
+
+
+def _remat_block(remat: str) -> type[nn.Module]:
+  if remat == "none":
+    return LazyDecoderBlock
+  return nn.remat(
+    LazyDecoderBlock, policy=_REMAT_POLICIES[remat], prevent_cse=False
+  )
+
+
+class _ScannedBlock(nn.Module):
+  """A block whose key/value layer is picked by index, for nn.scan."""
+
+  num_heads: int
+  d_ff: int
+  dropout: float
+  remat: str
+
+  def setup(self):
+    self.block = _remat_block(self.remat)(
+      self.num_heads, self.d_ff, self.dropout
+    )
+
+  def __call__(self, x, scanned, context):
+    kv_layer, past = scanned
+    keys, values = context.keys[kv_layer], context.values[kv_layer]
+    return self.block(x, keys, values, context.bias, past)
+
+
+class LazyDecoder(nn.Module):
+  """The model; letters in dims.py, fields in config.LazyDecoderConfig.
+
+  The first code's input is BOS; code l's input is the embedding of code
+  l − 1 from a table of its own level, which also tells the position
+  (INFERRED: the papers give the slots no positions).
+
+  Attributes:
+    codebook_sizes: K of each level.
+    num_items: I.
+    features: (name, size) of event and user features.
+    item_features: (name, size) of item features.
+    dtype: compute dtype of matrix products.
+  """
+
+  codebook_sizes: tuple[int, ...]
+  num_items: int
+  features: context_lib.FeatureSizes
+  item_features: context_lib.FeatureSizes
+  num_layers: int
+  d_model: int
+  num_heads: int
+  num_kv_heads: int
+  kv_layers: int
+  kv_split: int
+  d_ff: int
+  sid_embed_dim: int
+  item_embedding: bool
+  feature_embed_dim: int
+  dropout: float
+  context_dropout: float
+  constrained_softmax: bool
+  scan_layers: bool
+  remat: str
+  dtype: Any
+
+  def setup(self):
+    head_width = self.d_model // self.num_heads
+    kv_width = self.num_kv_heads * head_width
+    self.embedding = context_lib.ContextEmbedding(
+      self.codebook_sizes,
+      self.num_items,
+      self.sid_embed_dim,
+      self.d_model if self.item_embedding else 0,
+      self.feature_embed_dim,
+      self.features,
+      self.item_features,
+    )
+    self.project = layers.Linear(
+      self.kv_layers * self.kv_split * kv_width, ("embed", "kv")
+    )
+    self.key_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
+    if self.kv_split == 2:
+      self.value_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
+    self.distance_bias = attention.DistanceBias(self.num_heads)
+    self.drop = layers.Dropout(self.dropout)
+
+    self.bos = self.param(
+      "bos",
+      layers.boxed(nn.initializers.normal(1.0), ("norm",)),
+      (self.d_model,),
+    )
+    self.code_embeddings = [
+      layers.Embedding(
+        size, self.d_model, ("codes", "table"), 1.0, zero_padding=False
+      )
+      for size in self.codebook_sizes[:-1]
+    ]
+    if self.scan_layers:
+      self.layers = nn.scan(
+        _ScannedBlock,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast),
+        length=self.num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+      )(self.num_heads, self.d_ff, self.dropout, self.remat)
+    else:
+      self.layers = [
+        _remat_block(self.remat)(self.num_heads, self.d_ff, self.dropout)
+        for _ in range(self.num_layers)
+      ]
+    self.head_norms = [layers.RMSNorm() for _ in self.codebook_sizes]
+    self.heads = [
+      layers.Linear(size, ("embed", "codes")) for size in self.codebook_sizes
+    ]
+
+  def kv_layer(self, layer: int) -> int:
+    """Which key/value layer block `layer` reads: ⌊l · L_kv / num_layers⌋.
+
+    l counts from 0 (INFERRED: from 1 the last would be out of range).
+    """
+    return layer * self.kv_layers // self.num_layers
+
+  def encode(
+    self,
+    batch: batch_lib.Batch,
+    catalogue: batch_lib.Catalogue,
+  ) -> Context:
+    """The context processor: one linear layer, then a norm per chunk."""
+    mask = batch_lib.visible(batch)
+    static = (batch.items == 0) & (batch.segment > 0)
+    if self.context_dropout > 0.0 and self.has_rng("dropout"):
+      keep = layers.dropout_mask(
+        self.make_rng("dropout"), batch.items.shape, self.context_dropout
+      )
+      mask = mask & (keep | static)[:, None, :]
+    bias = self.distance_bias(batch.visible_until, mask, static)
+    x = self.drop(self.embedding(batch, catalogue))
+    chunks = split_context(
+      self.project(x.astype(self.dtype)), self.kv_layers, self.kv_split
+    )
+    B, S = batch.items.shape
+    # INFERRED: the norm runs over a whole chunk, not over each head.
+    heads = (B, S, self.num_kv_heads, -1)
+    keys = jnp.stack(
+      [norm(c[0]).reshape(heads) for norm, c in zip(self.key_norms, chunks)]
+    )
+    values = keys
+    if self.kv_split == 2:
+      values = jnp.stack(
+        [norm(c[1]).reshape(heads) for norm, c in zip(self.value_norms, chunks)]
+      )
+    names = (None, "batch", None, "heads", None)
+    return Context(constrain(keys, names), constrain(values, names), bias)
+
+  def __call__(
+    self,
+    batch: batch_lib.Batch,
+    catalogue: batch_lib.Catalogue,
+  ) -> tuple[Float[Array, "B T _"], ...]:
+    """Teacher-forced logits [B, T, K_l] of every level, in float32."""
+    context = self.encode(batch, catalogue)
+    codes = jnp.take(catalogue.codes, batch.targets, axis=0)
+    bos = jnp.broadcast_to(
+      self.bos[None, None], (*batch.targets.shape, self.d_model)
+    )
+    inputs = [bos] + [
+      embed(codes[..., level])
+      for level, embed in enumerate(self.code_embeddings)
+    ]
+    x = jnp.stack(inputs, axis=2).astype(self.dtype)
+    x, _ = self._run_blocks(self.drop(x), context, None)
+    return tuple(
+      self._logits(level, x[:, :, level])
+      for level in range(len(self.codebook_sizes))
+    )
+
+  def decode_step(
+    self,
+    level: int,
+    previous: Int[Array, "B W"] | None,
+    cache: Any,
+    context: Context,
+  ) -> tuple[Float[Array, "B W _"], Any]:
+    """Logits of one level for W beams of each request.
+
+    Args:
+      level: static.
+      previous: the codes chosen at level − 1; None at level 0 (BOS, W = 1).
+      cache: of the levels before, beams on axis 2 of every leaf; None at
+        level 0.
+      context: of `encode` with one target a row.
+
+    Returns:
+      Logits [B, W, K_level] in float32 and the cache.
+    """
+    if level == 0:
+      B = context.bias.shape[0]
+      x = jnp.broadcast_to(self.bos[None, None], (B, 1, self.d_model))
+    else:
+      x = self.code_embeddings[level - 1](previous)
+    x, cache = self._run_blocks(
+      x[:, :, None].astype(self.dtype), context, cache
+    )
+    return self._logits(level, x[:, :, 0]), cache
+
+  def _logits(self, level, x):
+    # float32: losses and beam scores add differences far below bfloat16's.
+    logits = self.heads[level](self.head_norms[level](x))
+    return logits.astype(jnp.float32)
+
+  def _run_blocks(self, x, context, past):
+    kv_layers = [self.kv_layer(layer) for layer in range(self.num_layers)]
+    if self.scan_layers:
+      return self.layers(x, (jnp.asarray(kv_layers), past), context)
+    presents = []
+    for layer, (block, kv) in enumerate(zip(self.layers, kv_layers)):
+      own = None if past is None else (past[0][layer], past[1][layer])
+      keys, values = context.keys[kv], context.values[kv]
+      x, present = block(x, keys, values, context.bias, own)
+      presents.append(present)
+    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *presents)
+
+
+def context_width(model: LazyDecoder) -> int:
+  """Width of the concatenated context embedding (models/context.py)."""
+  features = len(model.features) + len(model.item_features) + 1
+  return (
+    len(model.codebook_sizes) * model.sid_embed_dim
+    + model.d_model * model.item_embedding
+    + features * model.feature_embed_dim
+  )
+
+
+def block_parameters(d_model: int, d_ff: int, num_layers: int) -> int:
+  """Parameters of the blocks' matrices: 6·d² of attention, SwiGLU's 3·d·F.
+
+  18·d²·layers at the paper's F = 4·d (V2 Table 5).
+  """
+  return num_layers * (6 * d_model**2 + 3 * d_model * d_ff)
+
+
+def forward_flops(
+  model: LazyDecoder, rows: int, positions: int, targets: int
+) -> float:
+  """Multiply-adds ×2 of one forward pass over a batch, padding included.
+
+  Args:
+    model: the model.
+    rows: B.
+    positions: S.
+    targets: T.
+  """
+  head_width = model.d_model // model.num_heads
+  kv_width = model.num_kv_heads * head_width
+  d_context = model.kv_layers * model.kv_split * kv_width
+  levels = len(model.codebook_sizes)
+  context = positions * context_width(model) * d_context
+  blocks = levels * block_parameters(
+    model.d_model, model.d_ff, model.num_layers
+  )
+  scores = model.num_layers * levels * 2 * positions * model.d_model
+  own = model.num_layers * levels * (levels + 1) * model.d_model
+  heads = model.d_model * sum(model.codebook_sizes)
+  return 2.0 * rows * (context + targets * (blocks + scores + own + heads))

@@ -1,0 +1,1 @@
+"""A world of users and items with known true preference."""

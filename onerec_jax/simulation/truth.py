@@ -1,0 +1,179 @@
+"""What is true of the world, for judging what was learned.
+
+Next-event optimum. The next clicked item of a user, given everything about
+the world just before the slot in which the click happens, has
+
+  q(i) = π(i | state, earlier slots) · s(i | state, earlier slots) / Z
+
+with the Plackett–Luce policy π that made the log and the click probability s
+(conditioning on the click gives Z = Σ π·s). Nobody can do better at k guesses
+than the k items with the largest q, so Recall@k of any recommender on the
+logged clicks is, in expectation, at most the mean over clicks of Σ_top-k q.
+A recommender knows less (the user's past only) so that its own optimum lies
+below; the bound is the oracle's, reached by ranking with q itself. It holds
+unfiltered and seen-filtered alike: an item within the repeat window has q = 0.
+"""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int32, Int64
+
+from onerec_jax.simulation import affinity
+from onerec_jax.simulation.feedback import Feedback
+from onerec_jax.simulation.policies import PlackettLucePolicy, Slate
+from onerec_jax.simulation.state import State
+from onerec_jax.simulation.step import run
+from onerec_jax.simulation.world import World
+
+
+def true_preference(
+  world: World,
+  state: State,
+  users: Int32[np.ndarray, "B"],
+  items: Int32[np.ndarray, "B choices"],
+) -> Float32[np.ndarray, "B choices"]:
+  """Satisfaction with each item on its own: the probability of a click."""
+  return affinity.sigmoid(affinity.pair_utilities(world, state, users, items))
+
+
+def true_slate_value(
+  world: World,
+  state: State,
+  users: Int32[np.ndarray, "B"],
+  items: Int32[np.ndarray, "B slots"],
+) -> Float32[np.ndarray, "B"]:
+  """Expected clicks of whole requests, repeated topics counted down."""
+  utility = affinity.slate_utilities(world, state, users, items)
+  return affinity.sigmoid(utility).sum(axis=1)
+
+
+def next_event_probabilities(
+  world: World,
+  policy: PlackettLucePolicy,
+  state: State,
+  users: Int32[np.ndarray, "B"],
+  earlier: Int32[np.ndarray, "B slots"],
+) -> Float32[np.ndarray, "B I"]:
+  """q: the distribution of the clicked item of the next slot.
+
+  Args:
+    world: the world.
+    policy: what fills the slots.
+    state: as of the request.
+    users: the users.
+    earlier: items of the request's earlier slots; none for the first.
+
+  Returns:
+    Rows that sum to 1.
+  """
+  weights = policy.weights(state, users)
+  utility = affinity.utilities(world, state, users)
+  return _posterior(world, weights, utility, earlier)
+
+
+@dataclasses.dataclass(frozen=True)
+class NextEventOptimum:
+  """The optimum at every click of a log, in the log's order of requests.
+
+  Attributes:
+    ks: the cutoffs.
+    user: user number.
+    request: request number, as in the events.
+    position: slot.
+    expected: Σ of the k largest q, per cutoff.
+    hit: whether the clicked item was among them.
+  """
+
+  ks: tuple[int, ...]
+  user: Int32[np.ndarray, "N"]
+  request: Int64[np.ndarray, "N"]
+  position: Int32[np.ndarray, "N"]
+  expected: Float32[np.ndarray, "N cutoffs"]
+  hit: Bool[np.ndarray, "N cutoffs"]
+
+  def last(self) -> "NextEventOptimum":
+    """Only each user's last click: the test events of leave-one-out."""
+    order = np.lexsort((self.position, self.request, self.user))
+    user = self.user[order]
+    rows = order[np.append(user[1:] != user[:-1], True)]
+    names = ("user", "request", "position", "expected", "hit")
+    return NextEventOptimum(
+      self.ks, **{name: getattr(self, name)[rows] for name in names}
+    )
+
+  def recall(self) -> dict[str, dict[int, float]]:
+    """`expected` (closed form) and `empirical` Recall@k, means over clicks."""
+    return {
+      "expected": dict(zip(self.ks, self.expected.mean(axis=0).tolist())),
+      "empirical": dict(zip(self.ks, self.hit.mean(axis=0).tolist())),
+    }
+
+
+def best_recall(
+  world: World,
+  policy: PlackettLucePolicy,
+  ks: tuple[int, ...] = (5, 10),
+  num_days: int | None = None,
+) -> NextEventOptimum:
+  """Plays the days again and finds the best achievable Recall@k.
+
+  Args:
+    world: the world.
+    policy: the policy that made (or makes) the log.
+    ks: cutoffs.
+    num_days: days from the beginning; `config.num_days` if not given.
+
+  Returns:
+    The optimum at every click; `.last().recall()` is that of a leave-one-out
+    test, `.recall()` that of all clicks.
+  """
+  parts: list[tuple[np.ndarray, ...]] = []
+
+  def observe(
+    state: State,
+    users: np.ndarray,
+    requests: np.ndarray,
+    slate: Slate,
+    given: Feedback,
+  ) -> None:
+    weights = policy.weights(state, users)
+    utility = affinity.utilities(world, state, users)
+    for slot in range(slate.items.shape[1]):
+      rows = np.flatnonzero(given.click[:, slot])
+      earlier = slate.items[rows, :slot]
+      q = _posterior(world, weights[rows], utility[rows], earlier)
+      expected, hit = _top(q, slate.items[rows, slot], ks)
+      position = np.full(len(rows), slot, np.int32)
+      parts.append((users[rows], requests[rows], position, expected, hit))
+
+  run(world, policy, num_days, observe=observe)
+  columns = [np.concatenate(column) for column in zip(*parts)]
+  return NextEventOptimum(ks, *columns)
+
+
+def _posterior(
+  world: World, weights: np.ndarray, utility: np.ndarray, earlier: np.ndarray
+) -> np.ndarray:
+  """The distribution q behind the earlier items of a request."""
+  loss = affinity.redundant(world, earlier)
+  q = weights * affinity.sigmoid(utility - loss)
+  np.put_along_axis(q, earlier, np.float32(0), axis=1)
+  return q / q.sum(axis=1, keepdims=True)
+
+
+def _top(
+  q: np.ndarray, item: np.ndarray, ks: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+  """Mass of the k likeliest items, and whether the item is one of them."""
+  num_items = q.shape[1]
+  most = min(max(ks), num_items)
+  top = np.argpartition(q, num_items - most, axis=1)[:, num_items - most :]
+  mass = np.take_along_axis(q, top, axis=1)
+  order = np.argsort(-mass, axis=1, kind="stable")
+  top = np.take_along_axis(top, order, axis=1)
+  mass = np.take_along_axis(mass, order, axis=1)
+  right = top == item[:, None]
+  expected = np.stack([mass[:, :k].sum(axis=1) for k in ks], axis=1)
+  hit = np.stack([right[:, :k].any(axis=1) for k in ks], axis=1)
+  return expected.astype(np.float32), hit

@@ -1,0 +1,188 @@
+"""Item vectors: content, a given matrix, collaborative, or fused.
+
+Everything is fitted on item tables and training events; validation and test
+events never reach this file (`tokenize` cuts them off). What is fitted is
+frozen in a `Vectorizer`, which makes vectors of items that come later.
+"""
+
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+from jaxtyping import Float, Int
+
+from onerec_jax import config as config_lib
+from onerec_jax.tokenizer import collaborative as collaborative_lib
+from onerec_jax.tokenizer import content as content_lib
+from onerec_jax.tokenizer.vectorizer import Vectorizer
+
+
+def given_vectors(
+  path: str, items: pa.Table
+) -> tuple[Float[np.ndarray, "I D"], str]:
+  """The matrix at `path`, or the item table's `embedding` column.
+
+  Args:
+    path: .npy [I, D] in the order of `items`; empty: the column.
+    items: the item table.
+
+  Returns:
+    float32 [I, D] and where it came from.
+
+  Raises:
+    ValueError: missing, of a wrong shape, or with values that are no
+      finite numbers; says where.
+  """
+  if path:
+    source = path
+    check_file(path)
+    vectors = np.load(path, allow_pickle=False)
+  else:
+    source = "the item table's `embedding` column"
+    vectors = _embedding_column(items)
+  if vectors.ndim != 2 or vectors.shape[0] != items.num_rows:
+    raise ValueError(
+      f"{source} has shape {vectors.shape}; expected [{items.num_rows}, D], "
+      "one row an item, in the order of the item table"
+    )
+  if not np.issubdtype(vectors.dtype, np.floating):
+    raise ValueError(f"{source} has dtype {vectors.dtype}; expected floats")
+  finite = np.isfinite(vectors)
+  if not finite.all():
+    row, column = np.argwhere(~finite)[0]
+    raise ValueError(
+      f"{source}: row {row}, column {column} is {vectors[row, column]}; every "
+      "value must be a finite number"
+    )
+  return vectors.astype(np.float32), source
+
+
+def check_file(path: str) -> None:
+  """Refuses a path that is no file."""
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"embedding matrix: there is no file {path}")
+
+
+def _embedding_column(items: pa.Table) -> np.ndarray:
+  if "embedding" not in items.schema.names:
+    raise ValueError(
+      "tokenizer.vectors=embedding needs a matrix (tokenizer.embedding, or "
+      "--new_embedding for new items) or an `embedding` column in the item "
+      "table; neither is given"
+    )
+  rows = items["embedding"].to_pylist()
+  widths = np.array([-1 if row is None else len(row) for row in rows])
+  wrong = np.flatnonzero(widths != widths.max(initial=1))
+  if len(wrong):
+    found = "null" if widths[wrong[0]] < 0 else f"{widths[wrong[0]]} values"
+    raise ValueError(
+      f"item table, column `embedding`, row {wrong[0]}: {found}; expected "
+      f"{widths.max(initial=1)} values in every row"
+    )
+  return np.array(
+    [[np.nan if v is None else v for v in row] for row in rows], np.float32
+  )
+
+
+def fit(
+  config: config_lib.TokenizerConfig,
+  items: pa.Table,
+  user_offsets: Int[np.ndarray, "U1"],
+  events: Int[np.ndarray, "events"],
+) -> tuple[Float[np.ndarray, "I D"], Vectorizer, str]:
+  """The vectors a config asks for, and what makes them.
+
+  `content` and `fused` fall back to `collaborative` where no two items share
+  a word.
+
+  Args:
+    config: `vectors` and its settings.
+    items: the prepared item table; row i is dense item i + 1.
+    user_offsets: events of user u are events[offsets[u] : offsets[u + 1]].
+    events: dense item ids of training events, oldest first within a user.
+
+  Returns:
+    float32 [I, D], what `transform` takes, and a line that says what they are.
+
+  Raises:
+    ValueError: an unknown kind, or a bad given matrix.
+  """
+  kinds = ("content", "embedding", "collaborative", "fused")
+  if config.vectors not in kinds:
+    raise ValueError(f"tokenizer.vectors is {config.vectors!r}; known: {kinds}")
+  if config.vectors == "embedding":
+    vectors, source = given_vectors(config.embedding, items)
+    frozen = Vectorizer("embedding", vectors.shape[1])
+    return vectors, frozen, f"vectors from {source}"
+  content, recipe = content_lib.fit(
+    content_lib.item_texts(items), config.vector_size
+  )
+  has_content = content.any()
+  if config.vectors == "content" and has_content:
+    frozen = Vectorizer("content", content.shape[1], recipe)
+    return content, frozen, "content vectors (TF-IDF)"
+  collaborative = collaborative_lib.collaborative_vectors(
+    user_offsets, events, items.num_rows, config.window, config.vector_size
+  )
+  width = collaborative.shape[1]
+  if not has_content:
+    line = "collaborative vectors (PPMI of training events)"
+    if config.vectors != "collaborative":
+      line += f", not {config.vectors}: no two items share a word of text"
+    return collaborative, Vectorizer("collaborative", width), line
+  guessed = int((~collaborative.any(axis=1)).sum())
+  weights = collaborative_lib.ridge(collaborative, content)
+  collaborative = collaborative_lib.fill(collaborative, content, weights)
+  note = f"; {guessed} items without neighbours guessed from their text"
+  if config.vectors == "collaborative":
+    frozen = Vectorizer("collaborative", width, recipe, weights)
+    return collaborative, frozen, "collaborative vectors" + note
+  return (
+    np.concatenate([content, collaborative], axis=1),
+    Vectorizer("fused", content.shape[1] + width, recipe, weights),
+    "fused vectors (content and collaborative)" + note,
+  )
+
+
+def transform(
+  vectorizer: Vectorizer, items: pa.Table, embedding: str = ""
+) -> Float[np.ndarray, "I D"]:
+  """Vectors of items that were not there when the vectorizer was fitted.
+
+  They come out as those of a fitted item with the same text and no events: a
+  collaborative part is guessed from content.
+
+  Args:
+    vectorizer: what `fit` gave.
+    items: columns as in the prepared item table, as far as given.
+    embedding: kind `embedding`: .npy [I, D]; empty: the `embedding` column.
+
+  Returns:
+    float32 [I, D]; zero rows where content is needed and no word is known.
+
+  Raises:
+    ValueError: collaborative vectors without content to guess them from, or
+      a bad given matrix.
+  """
+  kind = vectorizer.kind
+  if kind == "embedding":
+    vectors, source = given_vectors(embedding, items)
+    if vectors.shape[1] != vectorizer.width:
+      raise ValueError(
+        f"{source} has width {vectors.shape[1]}, the known items' vectors "
+        f"have {vectorizer.width}; give vectors of the same model"
+      )
+    return vectors
+  if vectorizer.content is None:
+    raise ValueError(
+      "the known items' vectors come from events alone, which new items do "
+      "not have; prepare items with texts, or tokenize the whole catalogue "
+      "again once the new items have events"
+    )
+  content = vectorizer.content.vectors(content_lib.item_texts(items))
+  if kind == "content":
+    return content
+  collaborative = collaborative_lib.guess(content, vectorizer.ridge)
+  if kind == "collaborative":
+    return collaborative
+  return np.concatenate([content, collaborative], axis=1)

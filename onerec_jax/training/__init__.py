@@ -1,0 +1,1 @@
+"""Losses, optimizer, one pure step, the loop."""

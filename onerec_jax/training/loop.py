@@ -1,0 +1,307 @@
+"""The training loop.
+
+Restore precedence: the run's own latest checkpoint, else from scratch.
+Do not change the order within a step: step → log → validate → checkpoint;
+the checkpoint holds the iterator at the batch that comes next.
+"""
+
+import dataclasses
+import functools
+import pathlib
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from onerec_jax import checkpoint, files, partitioning
+from onerec_jax import config as config_lib
+from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.models import registry
+from onerec_jax.training import losses, optimizer, state, step, throughput
+from onerec_jax.training.metrics_writer import MetricsWriter
+
+PREEMPTED = 75
+"""Exit status after a preemption: try again later (sysexits.h)."""
+
+Validate = Callable[[Any], dict[str, float]]
+
+
+@dataclasses.dataclass
+class Progress:
+  """The loop's own memory, saved with each checkpoint."""
+
+  best: float = -np.inf
+  best_step: int = 0
+  worse: int = 0
+  """Validations since the best one."""
+  seconds: float = 0.0
+  """Time in training steps, over all restarts."""
+
+
+@dataclasses.dataclass
+class Window:
+  """What happened since the last log line."""
+
+  sums: list[losses.Sums] = dataclasses.field(default_factory=list)
+  seconds: float = 0.0
+  untimed: int = 0
+  """Steps at its start whose time is not in `seconds`: those that compile."""
+
+
+def put_batch(batch: Batch, sharding: Any) -> Batch:
+  """This process's rows → its part of the global batch on device."""
+  return jax.tree.map(
+    lambda x: jax.make_array_from_process_local_data(sharding, x), batch
+  )
+
+
+def train(
+  config: config_lib.Config,
+  run: files.PathLike,
+  model: registry.Model,
+  dataset: grain.IterDataset,
+  steps_per_epoch: int,
+  catalogue: Catalogue,
+  index: Any,
+  validate: Validate,
+  mesh: Mesh,
+) -> Progress:
+  """Trains, validating and saving as it goes; resumes where it was.
+
+  Args:
+    config: the experiment.
+    run: directory of the run.
+    model: what to train.
+    dataset: endless batches of this process.
+    steps_per_epoch: of the dataset.
+    catalogue: item tables; numpy or device arrays.
+    index: prefix index (a pytree) or None.
+    validate: params → metrics; its `config.evaluation.select` picks the best.
+    mesh: the mesh.
+
+  Returns:
+    The best validation and where it was.
+
+  Raises:
+    FloatingPointError: a loss or gradient was not finite and training.on_nan
+      is `error`.
+    SystemExit: with status 75 after SIGTERM, once the state is saved.
+  """
+  run = pathlib.Path(run)
+  settings = config.training
+  num_steps = settings.num_steps or max(
+    1, round(settings.num_epochs * steps_per_epoch)
+  )
+  # Before a mesh is in force: this measures one device.
+  peak = throughput.device_peak()
+  hardware = peak, throughput.measure_matmul() if peak is None else None
+  iterator = iter(dataset)
+  example = put_batch(next(iter(dataset)), partitioning.batch_sharding(mesh))
+  whole = partitioning.replicated(mesh)
+  catalogue, index = jax.device_put((catalogue, index), whole)
+  schedule = optimizer.make_schedule(
+    config.optimizer, registry.block_parameters(model), num_steps
+  )
+  tx = optimizer.make_optimizer(config.optimizer, schedule)
+  with (
+    jax.set_mesh(mesh),
+    checkpoint.TrainingCheckpoints(
+      run / "checkpoints", settings.keep_checkpoints
+    ) as checkpoints,
+  ):
+    train_state, shardings, abstract_state = state.create(
+      model, tx, example, catalogue, settings.seed, mesh
+    )
+    progress = Progress()
+    start = checkpoints.latest_step or 0
+    if start:
+      # The format first: a newer one may well not restore either.
+      progress = Progress(**checkpoints.metadata(start)["progress"])
+      train_state = checkpoints.restore(start, abstract_state, iterator)
+    step_fn = step.compile_step(
+      functools.partial(
+        step.train_step,
+        loss_fn=losses.make_loss(model),
+        tx=tx,
+        seed=settings.seed,
+        microbatches=settings.microbatches,
+      ),
+      shardings, mesh, catalogue, index,
+    )  # fmt: skip
+    loop = _Loop(
+      config, run, model, mesh, checkpoints, iterator, validate, progress,
+      MetricsWriter(run, start), steps_per_epoch, num_steps, schedule, hardware,
+    )  # fmt: skip
+    parameters = state.num_parameters(train_state.params)
+    loop.writer.say(
+      f"{config.name}: {parameters:,} parameters, {num_steps} steps "
+      f"({num_steps / steps_per_epoch:.1f} epochs) on "
+      f"{mesh.devices.size} × {jax.devices()[0].device_kind}"
+      + (f", resumed at step {start}" if start else "")
+    )
+    return loop.run(train_state, step_fn, catalogue, index, start)
+
+
+class _Loop:
+  """The mutable part of a run: clock, window, preemption flag."""
+
+  def __init__(
+    self, config, run, model, mesh, checkpoints, iterator, validate, progress,
+    writer, steps_per_epoch, num_steps, schedule, hardware,
+  ):  # fmt: skip
+    self.config, self._run, self._mesh = config, run, mesh
+    self._checkpoints, self._iterator = checkpoints, iterator
+    self._validate, self._progress = validate, progress
+    self.writer, self._schedule = writer, schedule
+    self._steps_per_epoch, self._num_steps = steps_per_epoch, num_steps
+    settings = config.training
+    self._validate_every = settings.validate_every or steps_per_epoch
+    self._save_every = settings.checkpoint_every or self._validate_every
+    pipeline = config.pipeline
+    # Forward plus backward: three times the forward matrix products.
+    self._step_flops = 3.0 * registry.forward_flops(
+      model,
+      pipeline.batch_size,
+      pipeline.row_positions,
+      pipeline.row_targets,
+    )
+    self._peak, self._matmul = hardware
+    self._preempted = self._tracing = False
+    self._window = Window()
+
+  def run(self, train_state, step_fn, catalogue, index, start) -> Progress:
+    """Steps from `start` to the end."""
+    previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+    sharding = partitioning.batch_sharding(self._mesh)
+    try:
+      for done in range(start + 1, self._num_steps + 1):
+        self._profile(done - start)
+        clock = time.perf_counter()
+        batch = put_batch(next(self._iterator), sharding)
+        with jax.transfer_guard("disallow"):
+          train_state, sums = step_fn(train_state, batch, catalogue, index)
+        self._window.sums.append(sums)
+        last = done == self._num_steps
+        validates = last or done % self._validate_every == 0
+        saves = validates or done % self._save_every == 0 or self._preempted
+        # A checkpoint ends a window too: what a resumed run then logs is what
+        # an undisturbed one does.
+        logs = saves or done % self.config.training.log_every == 0
+        if done == start + 1:
+          jax.block_until_ready(sums)
+          self.writer.say(f"compiled in {time.perf_counter() - clock:.1f} s")
+          if not logs:
+            # The first step compiles; its time is reported, not averaged.
+            self._window.untimed, clock = 1, time.perf_counter()
+        # Fetching waits for the device, so that the window's clock is true.
+        fetched = jax.device_get(self._window.sums) if logs else None
+        self._window.seconds += time.perf_counter() - clock
+        if fetched:
+          self._log(done, fetched)
+        stop = validates and self._validated(done, train_state)
+        if saves:
+          self._save(done, train_state)
+        if self._preempted and saves and not last:
+          self._checkpoints.wait()
+          self.writer.say(f"preempted: saved step {done}, run again to resume")
+          raise SystemExit(PREEMPTED)
+        if stop:
+          break
+      self._checkpoints.wait()
+    finally:
+      signal.signal(signal.SIGTERM, previous)
+      self._end_profile()  # a run may be shorter than its window
+      self.writer.close()
+    return self._progress
+
+  def _on_sigterm(self, signum, frame):
+    del signum, frame
+    self._preempted = True
+
+  def _save(self, done, train_state):
+    metadata = {"progress": dataclasses.asdict(self._progress)}
+    self._checkpoints.save(done, train_state, self._iterator, metadata)
+
+  def _log(self, done, fetched):
+    window, self._window = self._window, Window()
+    self._progress.seconds += window.seconds
+    totals = {
+      name: float(np.sum([sums[name] for sums in fetched]))
+      for name in fetched[0]
+    }
+    nonfinite, count = totals.pop("nonfinite"), totals.pop("count")
+    norm = totals.pop("grad_norm") / len(fetched)
+    values = {name: total / count for name, total in totals.items()}
+    timed = fetched[window.untimed :]
+    rate = len(timed) / window.seconds
+    targets = float(np.sum([sums["count"] for sums in timed]))
+    flops = self._step_flops * rate
+    values |= {
+      "grad_norm": norm,
+      "nonfinite": nonfinite,
+      "learning_rate": float(self._schedule(done)),
+      "epoch": done / self._steps_per_epoch,
+      "targets_per_s": targets / window.seconds,
+      "step_ms": 1e3 / rate,
+      "gflops_per_s": flops / 1e9,
+      "train_s": self._progress.seconds,
+    }
+    if self._peak:
+      values["mfu"] = flops / (self._peak * self._mesh.devices.size)
+      hardware = f"MFU {values['mfu']:.1%}"
+    else:
+      values["matmul_gflops_per_s"] = self._matmul / 1e9
+      hardware = f"(a matmul: {self._matmul / 1e9:.0f})"
+    self.writer.write(done, "train", values)
+    self.writer.say(
+      f"step {done:>6}/{self._num_steps}  epoch {values['epoch']:6.2f}  loss "
+      f"{values['loss']:.4f}  {values['targets_per_s']:>8,.0f} targets/s  "
+      f"{values['step_ms']:.1f} ms/step  {flops / 1e9:.1f} GFLOP/s {hardware}"
+    )
+    if nonfinite and self.config.training.on_nan == "error":
+      raise FloatingPointError(
+        f"{nonfinite:.0f} of the last {len(fetched)} updates up to step {done} "
+        "had a loss or gradient that is not finite and were left out; lower "
+        "optimizer.learning_rate, or set training.on_nan=skip to go on"
+      )
+
+  def _validated(self, done, train_state) -> bool:
+    """Validates, keeps the best parameters; whether to stop early."""
+    metrics = self._validate(train_state.params)
+    self.writer.write(done, "validation", metrics)
+    select = self.config.evaluation.select
+    if select not in metrics:
+      raise ValueError(
+        f"evaluation.select={select!r} is none of {sorted(metrics)}"
+      )
+    progress, better = self._progress, metrics[select] > self._progress.best
+    if better:
+      progress.best, progress.best_step = metrics[select], done
+      progress.worse = 0
+      checkpoint.save_best(self._run, done, train_state.params)
+    else:
+      progress.worse += 1
+    self.writer.say(
+      f"step {done:>6}/{self._num_steps}  validation {select} "
+      f"{metrics[select]:.4f}" + (" (best so far)" if better else "")
+    )
+    patience = self.config.training.patience
+    return 0 < patience <= progress.worse
+
+  def _profile(self, step_of_run):
+    steps = self.config.training.profile_steps
+    if steps and step_of_run == 10:
+      jax.profiler.start_trace(str(self._run / "profile"))
+      self._tracing = True
+    elif step_of_run == 10 + steps:
+      self._end_profile()
+
+  def _end_profile(self):
+    if self._tracing:
+      jax.profiler.stop_trace()
+    self._tracing = False

@@ -1,0 +1,378 @@
+"""The whole way, step by step: each skips what is done and still true.
+
+prepare → tokenize → train → evaluate → report. launch/*.py call these; so may
+you, from Python.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from onerec_jax import checkpoint, files, partitioning, semantic_ids
+from onerec_jax import config as config_lib
+from onerec_jax.data import pipeline, prepare, shards
+from onerec_jax.evaluation import protocol, tables
+from onerec_jax.evaluation import report as report_page
+from onerec_jax.evaluation.result import Evaluation, location
+from onerec_jax.inference import assemble, retrieval
+from onerec_jax.models import registry
+from onerec_jax.tokenizer import tokenize as tokenizer
+from onerec_jax.training import loop
+
+_SPLITS = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
+_WATCHED = ("recall", "ndcg", "valid_rate", "coverage")
+"""Metrics worth a curve while training."""
+POPULARITY = "popularity"
+
+
+def assembled(
+  config: config_lib.Config, workdir: files.PathLike
+) -> assemble.System:
+  """Prepares and tokenizes where that is not done yet.
+
+  Of several processes the first does it and the others then find it done.
+  """
+  several = jax.process_count() > 1
+  if several and jax.process_index() > 0:
+    multihost_utils.sync_global_devices("assembled")
+  prepared = shards.PreparedData.open(prepare.prepare(config.prepare, workdir))
+  sids = None
+  if registry.needs_semantic_ids(config.model):
+    sids = tokenizer.tokenize(config.tokenizer, prepared, workdir)
+  if several and jax.process_index() == 0:
+    multihost_utils.sync_global_devices("assembled")
+  return assemble.assemble(config, prepared, sids)
+
+
+def _record(system: assemble.System) -> dict[str, Any]:
+  """What a run is made of; a run with another record is another run."""
+  sids = system.semantic_ids
+  return {
+    "config": config_lib.to_dict(system.config),
+    "prepared": system.prepared.manifest["fingerprint"],
+    "semantic_ids": sids.fingerprint if sids else "",
+  }
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+  """The part of a record that must not change under one name.
+
+  Where raw files lie and over which devices a run is spread are none of it,
+  so that a run goes on on another machine.
+  """
+  config = dict(record["config"])
+  config["prepare"] = {
+    name: value
+    for name, value in config["prepare"].items()
+    if name not in prepare.PLACES
+  }
+  del config["mesh"]
+  return record | {"config": config}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+  if isinstance(old, dict) and isinstance(new, dict):
+    return [
+      line
+      for key in sorted({*old, *new})
+      for line in _differences(old.get(key), new.get(key), f"{path}.{key}")
+    ]
+  return [] if old == new else [f"{path[1:]}: {old!r} → {new!r}"]
+
+
+def _claim(run: pathlib.Path, record: dict[str, Any]) -> None:
+  """Writes config.json, or refuses a directory that holds another run."""
+  path = run / "config.json"
+  kept = checkpoint.steps(run / "checkpoints") or (run / "best.json").exists()
+  # A run that failed before it kept anything does not take its name with it.
+  if not (path.exists() and kept):
+    if jax.process_index() == 0:
+      files.write_json(path, record)
+    return
+  old = files.read_json(path)
+  changes = _differences(_identity(old), _identity(record))
+  if changes:
+    raise ValueError(
+      f"{run} holds a run with other settings ("
+      + "; ".join(changes[:5])
+      + f"); give this one another --config.name, or delete {run}"
+    )
+
+
+def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
+  """Refuses a batch that cannot be laid out, before jax says so its own way."""
+  size = config.pipeline.batch_size
+  rows = mesh.shape["data"] * mesh.shape["fsdp"]
+  parts = {
+    f"the {rows} devices along data and fsdp": rows,
+    f"training.microbatches={config.training.microbatches}": (
+      config.training.microbatches
+    ),
+  }
+  for what, number in parts.items():
+    if number < 1 or size % number:
+      raise ValueError(
+        f"pipeline.batch_size={size} is no multiple of {what}; change "
+        "--config.pipeline.batch_size"
+      )
+
+
+def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
+  """Gives params → validation metrics on a fixed sample of users."""
+  config = system.config
+  retrieve = _retriever(system, mesh)
+  users = pipeline.sample_users(
+    system.prepared, config.evaluation.validation_users
+  )
+
+  def validate(params: Any) -> dict[str, float]:
+    found = _evaluate(
+      config, system.prepared, system.semantic_ids,
+      lambda batch: retrieve(params, batch), "validation", users,
+      progress=False,
+    )  # fmt: skip
+    return {
+      name: value
+      for name, value in found.metrics.items()
+      if name.removeprefix("filtered/").split("@")[0] in _WATCHED
+    }
+
+  return validate
+
+
+def train(
+  config: config_lib.Config,
+  workdir: files.PathLike,
+  system: assemble.System | None = None,
+) -> assemble.System:
+  """Trains the config's model, or resumes it, or finds it done.
+
+  Args:
+    config: the experiment.
+    workdir: the work directory.
+    system: `assembled(config, workdir)`, if already at hand.
+
+  Returns:
+    The system; its parameters are in <workdir>/models/<name>/best.
+
+  Raises:
+    ValueError: the run's directory holds a run with other settings, or the
+      batch does not divide over the devices.
+  """
+  system = system or assembled(config, workdir)
+  run = assemble.run_directory(workdir, config.name)
+  finished = (run / "finished.json").exists()
+  if not finished:
+    mesh = partitioning.make_mesh(config.mesh)
+    _check_batch(config, mesh)
+  _claim(run, _record(system))
+  if finished:
+    print(f"{config.name}: trained already, skipped ({run})")
+    return system
+  dataset, steps_per_epoch = pipeline.training_dataset(
+    system.prepared,
+    config.pipeline,
+    config.training.seed,
+    jax.process_index(),
+    jax.process_count(),
+  )
+  progress = loop.train(
+    config, run, system.model, dataset, steps_per_epoch, system.catalogue,
+    system.index, validator(system, mesh), mesh,
+  )  # fmt: skip
+  if jax.process_index() == 0:
+    files.write_json(run / "finished.json", dataclasses.asdict(progress))
+  return system
+
+
+def _retriever(system: assemble.System, mesh: Mesh) -> Any:
+  """(params, host batch) → ranked items, rows spread over the mesh."""
+  width = min(system.config.evaluation.beam_width, system.prepared.num_items)
+  if system.index is None:
+    # Scoring all items makes a longer list free, so that taking out what was
+    # seen leaves a full one.
+    longest = int(system.prepared.lengths.max())
+    width = min(width + longest, system.prepared.num_items)
+  find = retrieval.make_retrieve(system.model, system.index, width)
+  catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
+  rows = partitioning.batch_sharding(mesh)
+
+  def retrieve(params: Any, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+    # Every process asks all queries, so each holds the whole batch and wants
+    # the whole answer; with one process this is a plain copy.
+    with jax.set_mesh(mesh):
+      found = find(params, jax.device_put(batch, rows), catalogue)
+    return multihost_utils.process_allgather(found, tiled=True)
+
+  return retrieve
+
+
+def _evaluate(
+  config: config_lib.Config,
+  prepared: shards.PreparedData,
+  sids: semantic_ids.SemanticIds | None,
+  retrieve: protocol.Retrieve,
+  split: str,
+  users: np.ndarray | None,
+  progress: bool,
+) -> Evaluation:
+  # The last batch is filled up anyway: any size fits any number of devices.
+  devices = jax.device_count()
+  batch_size = -(-config.evaluation.batch_size // devices) * devices
+  return protocol.evaluate(
+    retrieve,
+    pipeline.evaluation_batches(
+      prepared, _SPLITS[split], config.pipeline, batch_size, users
+    ),
+    protocol.CatalogueInfo.from_codes(
+      prepared.item_counts, None if sids is None else sids.codes
+    ),
+    config.evaluation,
+    name=config.name,
+    split=split,
+    config_fingerprint=config_lib.fingerprint(config),
+    progress=progress,
+  )  # fmt: skip
+
+
+def evaluate(
+  workdir: files.PathLike, name: str, split: str = "test"
+) -> Evaluation:
+  """Measures the best parameters of a run on a whole split, once.
+
+  Args:
+    workdir: the work directory.
+    name: of the run, or `popularity`.
+    split: `validation` or `test`.
+  """
+  if name == POPULARITY:
+    return evaluate_popularity(workdir, split)
+  finished = assemble.run_directory(workdir, name) / "finished.json"
+  if _is_newer(location(workdir, name, split), finished) and _same_data(
+    workdir, name
+  ):
+    return Evaluation.load(workdir, name, split)
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  system, params = assemble.load(workdir, name, mesh)
+  retrieve = _retriever(system, mesh)
+  found = _evaluate(
+    system.config, system.prepared, system.semantic_ids,
+    lambda batch: retrieve(params, batch), split, None, progress=True,
+  )  # fmt: skip
+  found.save(workdir)
+  return found
+
+
+def _is_newer(path: pathlib.Path, source: pathlib.Path) -> bool:
+  """Whether both are there and `path` was written after `source`."""
+  return (
+    path.exists()
+    and source.exists()
+    and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
+  )
+
+
+def _same_data(workdir: files.PathLike, name: str) -> bool:
+  """Whether a run was trained on what is prepared now."""
+  prepared = shards.PreparedData.open(workdir, verify=False)
+  record = files.read_json(
+    assemble.run_directory(workdir, name) / "config.json"
+  )
+  return record["prepared"] == prepared.manifest["fingerprint"]
+
+
+def evaluate_popularity(
+  workdir: files.PathLike, split: str = "test"
+) -> Evaluation:
+  """The baseline that recommends the most popular items to everybody."""
+  prepared = shards.PreparedData.open(workdir)
+  config = config_lib.Config(name=POPULARITY)
+  path = location(workdir, POPULARITY, split)
+  if _is_newer(path, prepared.directory / shards.MANIFEST):
+    found = Evaluation.load(workdir, POPULARITY, split)
+    if found.facts["config_fingerprint"] == config_lib.fingerprint(config):
+      return found
+  longest = int(prepared.lengths.max())
+  width = min(max(config.evaluation.cutoffs) + longest, prepared.num_items)
+  retrieve = protocol.popularity_retrieve(prepared.item_counts, width)
+  found = _evaluate(
+    config, prepared, None, retrieve, split, None, progress=True
+  )
+  found.save(workdir)
+  return found
+
+
+def finished_runs(workdir: files.PathLike) -> Sequence[str]:
+  """Names of the runs that have parameters, oldest first."""
+  runs = pathlib.Path(workdir).glob("models/*/best.json")
+  return [
+    path.parent.name
+    for path in sorted(runs, key=lambda path: path.stat().st_mtime)
+  ]
+
+
+def examples(
+  workdir: files.PathLike, evaluations: Sequence[Evaluation], number: int
+) -> list[tables.Example]:
+  """What the models recommend to a few users, evenly spread over all."""
+  prepared = shards.PreparedData.open(workdir, verify=False)
+  asked = np.unique(evaluations[0].user)
+  places = np.linspace(0, len(asked) - 1, min(number, len(asked)))
+  users = asked[places.round().astype(int)].tolist()
+  histories = {}
+  for user in users:
+    record = prepared.user(user - 1)
+    test = np.flatnonzero(record.split == pipeline.TEST)
+    histories[user] = record.items[: test[0]].tolist()
+  raw = prepared.items["raw_id"].to_pylist()
+  titles = [""] + [
+    title or str(item)
+    for title, item in zip(prepared.items["title"].to_pylist(), raw)
+  ]
+  names = dict(
+    zip(users, (f"user {prepared.users['raw_id'][u - 1]}" for u in users))
+  )
+  return tables.examples(evaluations, histories, titles, names=names)
+
+
+def report(
+  workdir: files.PathLike,
+  evaluations: Sequence[Evaluation],
+  shown: Sequence[tables.Example],
+) -> pathlib.Path:
+  """Writes <workdir>/report.html; returns its path."""
+  semantic = None
+  for evaluation in evaluations:
+    path = assemble.run_directory(workdir, evaluation.name) / "config.json"
+    name = files.read_json(path)["semantic_ids"] if path.exists() else ""
+    if name:
+      folder = semantic_ids.find(workdir, name)
+      semantic = semantic_ids.SemanticIds.load(folder)
+      break
+  return report_page.write_report(
+    workdir, evaluations, shown, semantic=semantic
+  )
+
+
+def summary(workdir: files.PathLike, evaluation: Evaluation) -> dict[str, Any]:
+  """An evaluation's figures with what training took, for the ledger.
+
+  Adds `train_s` (steps alone), `best_step` and the run's `config`; nothing
+  for a baseline that is not trained.
+  """
+  run = assemble.run_directory(workdir, evaluation.name)
+  found = evaluation.summary()
+  if (run / "finished.json").exists():
+    progress = files.read_json(run / "finished.json")
+    found |= {
+      "train_s": progress["seconds"],
+      "best_step": progress["best_step"],
+      "config": files.read_json(run / "config.json")["config"],
+    }
+  return found

@@ -1,0 +1,39 @@
+"""Eight CPU devices, shape checks, and where real data lies."""
+
+import os
+import pathlib
+import tempfile
+
+# Before jax starts: the mesh of every test is eight CPU devices.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Many tests compile the same step: the processes of one run share a cache.
+os.environ.setdefault(
+  "JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="onerec-jax-cache-")
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+install_import_hook("onerec_jax", "beartype.beartype")
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+SHARED_DATA = ROOT.parent / "shared" / "data"
+if SHARED_DATA.is_dir():
+  os.environ.setdefault("ONEREC_DATA", str(SHARED_DATA))
+
+
+@pytest.fixture(scope="session")
+def real_data():
+  """A function from a set's folder name to its path; skips if absent."""
+
+  def find(name: str) -> pathlib.Path:
+    path = pathlib.Path(os.environ.get("ONEREC_DATA", "/nonexistent")) / name
+    if not path.is_dir():
+      pytest.skip(f"data set {name} not found under $ONEREC_DATA")
+    return path
+
+  return find

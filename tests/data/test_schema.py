@@ -1,0 +1,194 @@
+import math
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from onerec_jax.data import schema
+
+EVENTS = {
+  "user_id": ["a", "b", "a"],
+  "item_id": ["x", "x", "y"],
+  "timestamp_ms": [30, 20, 10],
+}
+
+
+def check(columns, on_bad_row="error", items=None, users=None, **source):
+  tables = schema.Tables(pa.table(columns), items, users, source)
+  checked, skipped = schema.validate(tables, on_bad_row)
+  return checked.events.read_all(), skipped
+
+
+def test_types_and_source_rows():
+  table, skipped = check(
+    {
+      "user_id": [7, 8, 7],
+      "item_id": [1.0, 2.0, 1.0],
+      "timestamp_ms": ["30", "20", "9007199254740993"],
+      "rating": [5, 4, None],
+      "like": [0, 1, None],
+      "stage_ranking": [True, False, True],
+      "mood": ["good", "bad", None],
+    }
+  )
+  assert table["user_id"].to_pylist() == ["7", "8", "7"]
+  assert table["item_id"].to_pylist() == ["1", "2", "1"]
+  # One more than 2^53: text does not go through a float.
+  assert table["timestamp_ms"].to_pylist() == [30, 20, 9007199254740993]
+  assert table["rating"].to_pylist() == [5.0, 4.0, None]
+  assert table["like"].to_pylist() == [False, True, None]
+  assert table["stage_ranking"].type == pa.bool_()
+  assert table["mood"].to_pylist() == ["good", "bad", None]
+  assert table["source_row"].to_pylist() == [1, 2, 3]
+  assert not skipped
+
+
+@pytest.mark.parametrize(
+  ("column", "values", "match"),
+  [
+    ("timestamp_ms", [1, -5, 2], r"row 2, column 'timestamp_ms': below 0.*-5"),
+    ("timestamp_ms", [1.0, 2.0, math.inf], "row 3.*not finite, value inf"),
+    ("timestamp_ms", [1.0, math.nan, 2.0], "row 2.*missing, value nan"),
+    ("timestamp_ms", ["1", "2", "soon"], "row 3.*not a number, value 'soon'"),
+    ("user_id", ["a", None, "b"], "row 2, column 'user_id': missing"),
+    ("item_id", ["", "x", "y"], "row 1, column 'item_id': missing, value ''"),
+    ("rating", [1.0, -math.inf, 2.0], "row 2, column 'rating': not finite"),
+    ("play_time_ms", [1, 2, -3], "row 3, column 'play_time_ms': below 0"),
+    ("click", [0, 2, 1], "row 2, column 'click': not a flag.*value 2"),
+    ("latitude", [90.5, 0.0, 0.0], "row 1, column 'latitude': above 90"),
+    ("log_probability", [0.1, 0, 0], "row 1, column 'log_probability': above"),
+  ],
+)
+def test_bad_row_is_named_or_skipped(column, values, match):
+  events = EVENTS | {column: values}
+  with pytest.raises(schema.TableError, match=match) as error:
+    check(events, events="log.csv")
+  assert str(error.value).startswith("log.csv, row ")
+  assert "--config.prepare.on_bad_row=skip" in str(error.value)
+  table, skipped = check(events, "skip")
+  assert table.num_rows == 2
+  (reason,) = skipped
+  assert reason.startswith(f"events.{column}: ")
+  assert skipped[reason] == 1
+
+
+@pytest.mark.parametrize(
+  ("events", "match"),
+  [
+    ({"user_id": [1], "timestamp_ms": [1]}, "needs a column 'item_id'"),
+    ({"user_id": [1], "item_id": [1]}, "needs a column 'timestamp_ms'"),
+    (
+      {"user_id": [1], "itemid": [1], "timestamp_ms": [1]},
+      "needs a column 'item_id'",
+    ),
+    (
+      EVENTS | {"playtime_ms": [1, 2, 3]},
+      "unknown column 'playtime_ms'; rename it to 'play_time_ms'",
+    ),
+    (EVENTS | {"timestamp": [1, 2, 3]}, "both timestamp and timestamp_ms"),
+    (
+      EVENTS | {"rating": [[1], [2], [3]]},
+      "'rating' has type list.*cannot be read as float",
+    ),
+  ],
+)
+def test_wrong_column_is_named(events, match):
+  with pytest.raises(schema.TableError, match=match):
+    check(events, events="log.csv")
+
+
+def test_unknown_item():
+  items = pa.table({"item_id": ["x"]})
+  with pytest.raises(schema.TableError, match="row 3.*not in the items.*'y'"):
+    check(EVENTS, items=items)
+  table, skipped = check(EVENTS, "skip", items=items)
+  assert table["source_row"].to_pylist() == [1, 2]
+  assert skipped == {"events.item_id: not in the items table": 1}
+
+
+def test_item_that_stands_twice():
+  items = pa.table({"item_id": [1, 2, 1], "price": [1.0, 2.0, 3.0]})
+  events = EVENTS | {"item_id": [1, 2, 1]}
+  with pytest.raises(schema.TableError, match="row 3, column 'item_id'"):
+    check(events, items=items)
+  tables = schema.Tables(pa.table(events), items)
+  checked, skipped = schema.validate(tables, "skip")
+  assert checked.items["price"].to_pylist() == [1.0, 2.0]
+  assert skipped == {"items.item_id: stands there already": 1}
+
+
+@pytest.mark.parametrize(
+  ("times", "expected"),
+  [
+    (["1970-01-01T00:00:01Z", "1970-01-01 00:00:02.5"], [1000, 2500]),
+    (["1970-01-01T01:00:01+01:00", "1970-01-02"], [1000, 86_400_000]),
+    ([1.5, 2], [1500, 2000]),
+    (["1", "2"], [1000, 2000]),
+  ],
+)
+def test_timestamp_is_date_time_or_seconds(times, expected):
+  events = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": times}
+  table, _ = check(events)
+  assert table["timestamp_ms"].to_pylist() == expected
+
+
+@pytest.mark.parametrize(
+  ("time", "match"),
+  [
+    (1_700_000_000_000, "too large for seconds; name the column timestamp_ms"),
+    ("yesterday", "not a time"),
+    (-4, "below 0, value -4"),
+  ],
+)
+def test_wrong_timestamp(time, match):
+  events = {"user_id": [1], "item_id": [1], "timestamp": [time]}
+  with pytest.raises(schema.TableError, match=match):
+    check(events)
+
+
+def test_ordinal_time_repeats_the_source_row():
+  events = {"user_id": [1, 1], "item_id": [1, 2]}
+  table, _ = check(events, ordinal_time=True)
+  assert table["timestamp_ms"].to_pylist() == [1, 2]
+
+
+def test_rows_are_numbered_across_batches():
+  batch = pa.record_batch({"user_id": ["u"], "item_id": ["i"]})
+  batch = batch.append_column("timestamp_ms", pa.array([1]))
+  bad = batch.set_column(2, "timestamp_ms", pa.array([-1]))
+  reader = pa.RecordBatchReader.from_batches(batch.schema, [batch, batch, bad])
+  checked, _ = schema.validate(schema.Tables(reader))
+  with pytest.raises(schema.TableError, match="row 3"):
+    checked.events.read_all()
+
+
+def test_on_bad_row_must_be_known():
+  with pytest.raises(ValueError, match="'error' or 'skip'"):
+    check(EVENTS, "ignore")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+  st.lists(
+    st.one_of(
+      st.none(), st.floats(), st.integers(-5, 5).map(float), st.just(1e300)
+    ),
+    min_size=1,
+    max_size=8,
+  )
+)
+def test_skip_keeps_exactly_the_good_times(times):
+  def good(t):
+    return t is not None and math.isfinite(t) and 0 <= t <= 2.0**62
+
+  n = len(times)
+  events = {
+    "user_id": ["u"] * n,
+    "item_id": ["i"] * n,
+    "timestamp_ms": pa.array(times, pa.float64()),
+  }
+  table, skipped = check(events, "skip")
+  rows = [i + 1 for i, t in enumerate(times) if good(t)]
+  assert table["source_row"].to_pylist() == rows
+  assert sum(skipped.values()) == n - len(rows)

@@ -1,0 +1,298 @@
+"""The recommender: raw ids in, raw ids out, the model's own ranking between.
+
+The runs have random weights: nothing here depends on what was learned.
+"""
+
+import csv
+import io
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import rich.console
+from flax import linen as nn
+
+from onerec_jax import checkpoint, files, partitioning, workflow
+from onerec_jax import config as config_lib
+from onerec_jax.data import features, pipeline
+from onerec_jax.inference import assemble, beam_search, recommendation_tables
+from onerec_jax.inference.recommender import Recommender, Request
+
+USERS, ITEMS, EVENTS = 8, 20, 6
+CITIES = ("Oslo", "Rome", "Lima")
+
+
+def write_log(folder):
+  """Random events with string ids, ratings and the users' cities."""
+  rng = np.random.default_rng(0)
+  lines = ["user_id,item_id,timestamp_ms,rating"]
+  for user in range(USERS):
+    # Every item has events, so that all are in the catalogue.
+    items = (rng.permutation(ITEMS)[:EVENTS] + 3 * user) % ITEMS
+    times = 10**12 + np.cumsum(2 ** rng.integers(1, 30, EVENTS))
+    for time, item in zip(times, items):
+      lines.append(f"u-{user},it_{item},{time},{rng.integers(1, 6)}")
+  (folder / "events.csv").write_text("\n".join(lines) + "\n")
+  lines = ["item_id,title"]
+  lines += [f"it_{i},{f'Thing {i}' if i else ''}" for i in range(ITEMS)]
+  (folder / "items.csv").write_text("\n".join(lines) + "\n")
+  lines = ["user_id,city"]
+  lines += [f"u-{user},{CITIES[user % 3]}" for user in range(USERS)]
+  (folder / "users.csv").write_text("\n".join(lines) + "\n")
+
+
+def config_of(folder, name):
+  c = config_lib.Config(name=name)
+  c.prepare.dataset = "tables"
+  for kind in ("events", "items", "users"):
+    setattr(c.prepare, kind, str(folder / f"{kind}.csv"))
+  c.prepare.num_shards = 2
+  c.pipeline.max_history = 4
+  c.tokenizer.vectors = "collaborative"
+  c.tokenizer.num_codes, c.tokenizer.num_levels = 5, 2
+  c.tokenizer.vector_size = 4
+  if name == "sasrec":
+    c.model = config_lib.SASRecConfig()
+  else:
+    c.model.sid_embed_dim = c.model.feature_embed_dim = 4
+    c.model.num_kv_heads = 2
+  c.model.d_model, c.model.num_heads, c.model.d_ff = 8, 2, 8
+  c.model.num_layers = 1
+  return c
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("recommender")
+  write_log(folder)
+  for name in ("lazy_decoder", "sasrec"):
+    config = config_of(folder, name)
+    system = workflow.assembled(config, folder)
+    prepared, sids = system.prepared, system.semantic_ids
+    batch = pipeline.request_batch(
+      [], [], [], list(pipeline.feature_sizes(prepared)), config.pipeline, 1
+    )
+    params = jax.jit(
+      lambda key, batch, catalogue, model=system.model: nn.unbox(
+        model.init(key, batch, catalogue)["params"]
+      )
+    )(jax.random.key(1), batch, system.catalogue)
+    # Small weights make near ties; the ranking must not hang on rounding.
+    params = jax.tree.map(lambda p: 3 * p, params)
+    run = assemble.run_directory(folder, name)
+    files.write_json(
+      run / "config.json",
+      {
+        "config": config_lib.to_dict(config),
+        "prepared": prepared.manifest["fingerprint"],
+        "semantic_ids": sids.fingerprint if sids else "",
+      },
+    )
+    checkpoint.save_best(run, 1, params)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def recommenders(workdir):
+  return {
+    name: Recommender.load(workdir, name, batch_size=8)
+    for name in ("lazy_decoder", "sasrec")
+  }
+
+
+def events_of(workdir, user):
+  """A user's rows of events.csv."""
+  with open(workdir / "events.csv") as file:
+    return [row for row in csv.DictReader(file) if row["user_id"] == user]
+
+
+def ranking(workdir, recommender, rows, city):
+  """Raw item → score by the model itself, over the whole catalogue."""
+  system = recommender.system
+  prepared = system.prepared
+  dense = prepared.item_index
+  bucketing = prepared.manifest["bucketing"]
+  batch = pipeline.request_batch(
+    [np.asarray([dense[row["item_id"]] for row in rows], np.int32)],
+    [
+      features.event_features(
+        bucketing,
+        {"rating": np.asarray([float(row["rating"]) for row in rows])},
+        np.asarray([int(row["timestamp_ms"]) for row in rows], np.int64),
+      )
+    ],
+    [features.user_features(bucketing, {"city": city})],
+    sorted(pipeline.feature_sizes(prepared)),
+    system.config.pipeline,
+    1,
+  )
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  _, params = assemble.load(workdir, system.config.name, mesh)
+
+  @jax.jit
+  def score(params, batch, catalogue, index):
+    if index is None:
+      return system.model.apply(
+        {"params": params}, batch, catalogue, method="item_scores"
+      )[0, 0, 1:]
+    items = jnp.arange(1, ITEMS + 1)[None]
+    return beam_search.exact_scores(
+      system.model, params, batch, catalogue, index, items
+    )[0]
+
+  scores = score(params, batch, system.catalogue, system.index)
+  names = prepared.items["raw_id"].to_pylist()
+  return dict(zip(names, np.asarray(scores).tolist()))
+
+
+@pytest.mark.parametrize("name", ["lazy_decoder", "sasrec"])
+def test_a_stored_user_gets_the_models_ranking(workdir, recommenders, name):
+  recommender = recommenders[name]
+  rows = events_of(workdir, "u-4")
+  scores = ranking(workdir, recommender, rows, "Rome")
+  seen = {row["item_id"] for row in rows}
+  assert recommender.history("u-4") == [row["item_id"] for row in rows]
+  for filter_seen in (True, False):
+    items, values = recommender.recommend(
+      [Request(user="u-4")], k=ITEMS, filter_seen=filter_seen
+    )
+    want = sorted(scores, key=scores.get, reverse=True)
+    want = [i for i in want if not (filter_seen and i in seen)]
+    np.testing.assert_allclose(
+      values[0], [scores[i] for i in want], rtol=1e-4, atol=1e-4
+    )
+    assert items[0] == want
+
+
+@pytest.mark.parametrize("name", ["lazy_decoder", "sasrec"])
+def test_every_way_to_say_the_same_gives_the_same(workdir, recommenders, name):
+  rows = events_of(workdir, "u-2")
+  history = [row["item_id"] for row in rows]
+  told = dict(
+    history=history,
+    timestamps_ms=[int(row["timestamp_ms"]) for row in rows],
+    event_columns={"rating": [float(row["rating"]) for row in rows]},
+  )
+  same = [
+    Request(user="u-2"),
+    Request(user="u-2", **told),
+    Request(user_columns={"city": "Lima"}, **told),
+    Request(user="nobody", user_columns={"city": "Lima"}, **told),
+  ]
+  others = [Request(history=["it_3"]), Request(history=[])]
+  recommender = recommenders[name]
+  items, scores = recommender.recommend(same + others, k=5)
+  for other, value in zip(items[1:4], scores[1:4]):
+    assert other == items[0]
+    np.testing.assert_allclose(value, scores[0], rtol=1e-5)
+  # What is said counts: less said, another answer.
+  less = [Request(history=history), Request(user="u-2", history=history[-1:])]
+  for value in recommender.recommend(less, k=5)[1]:
+    assert not np.allclose(value, scores[0], rtol=1e-4)
+  # The company in a batch does not: more requests than a batch of 8 holds.
+  many = recommender.recommend((same + others) * 2, k=5)
+  assert many[0] == items * 2
+  np.testing.assert_allclose(many[1], scores * 2, rtol=1e-4)
+
+
+def test_allowed_items_are_each_requests_own(recommenders):
+  allowed = ["it_7", "it_1", "it_11"]
+  for recommender in recommenders.values():
+    items, _ = recommender.recommend(
+      [
+        Request(history=["it_7"], allowed=allowed),
+        Request(history=["it_7"], allowed=allowed, user="u-1"),
+        Request(history=["it_7"]),
+        Request(history=[], allowed=[]),
+      ],
+      k=10,
+      beam_width=20,
+    )
+    assert sorted(items[0]) == sorted(items[1]) == ["it_1", "it_11"]
+    assert len(items[2]) == 10
+    assert items[3] == []
+
+
+def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
+  recommender = recommenders["sasrec"]
+  strange = Request(history=["it_2", "nothing", "it_5"])
+  fine = Request(history=["it_2", "it_5"])
+  with pytest.raises(ValueError, match="request 1, history: item 'nothing'"):
+    recommender.recommend([fine, strange])
+  with pytest.warns(UserWarning, match="1 unknown item"):
+    items, _ = recommender.recommend([strange], on_unknown="skip")
+  assert items == recommender.recommend([fine])[0]
+  with pytest.raises(ValueError, match="request 0: user 'nobody' is not in"):
+    recommender.recommend([Request(user="nobody")])
+  with pytest.raises(ValueError, match="neither a user nor a history"):
+    recommender.recommend([Request()])
+  with pytest.raises(ValueError, match="2 values of rating for 1 events"):
+    recommender.recommend(
+      [Request(history=["it_2"], event_columns={"rating": [1.0, 2.0]})]
+    )
+
+
+def test_titles_fall_back_to_ids(recommenders):
+  recommender = recommenders["sasrec"]
+  assert recommender.titles(["it_3", "it_0"]) == ["Thing 3", "it_0"]
+  with pytest.raises(ValueError, match="item 'it_99' is not in"):
+    recommender.titles(["it_99"])
+
+
+def test_the_run_is_chosen_by_name(workdir, recommenders, tmp_path):
+  assert recommenders["sasrec"].system.config.name == "sasrec"
+  assert Recommender.load(workdir).system.config.name == "lazy_decoder"
+  with pytest.raises(ValueError, match=r"no run 'x' .*\['lazy_decoder', 'sas"):
+    Recommender.load(workdir, "x")
+  with pytest.raises(ValueError, match="no trained run"):
+    Recommender.load(tmp_path)
+
+
+def test_a_table_of_users(recommenders, tmp_path):
+  recommender = recommenders["sasrec"]
+  source, target = tmp_path / "users.parquet", tmp_path / "out.parquet"
+  pq.write_table(
+    pa.table({"user_id": ["u-1", "x"], "history": [None, ["it_4"]]}), source
+  )
+  users, requests = recommendation_tables.read_requests(source)
+  items, scores = recommender.recommend(requests, k=3)
+  recommendation_tables.write(target, recommender, users, items, scores)
+  found = pq.read_table(target).to_pylist()
+  assert [row["user_id"] for row in found] == ["u-1"] * 3 + ["x"] * 3
+  assert [row["rank"] for row in found] == [1, 2, 3] * 2
+  assert [row["item_id"] for row in found] == items[0] + items[1]
+  titles = recommender.titles(items[0] + items[1])
+  assert [row["title"] for row in found] == titles
+  want = recommender.recommend([Request(user="u-1")], k=3)
+  assert [row["score"] for row in found[:3]] == pytest.approx(want[1][0])
+  console = rich.console.Console(width=200, record=True, file=io.StringIO())
+  console.print(
+    recommendation_tables.as_table(
+      recommender, requests[1], items[1], scores[1]
+    )
+  )
+  text = console.export_text()
+  assert "For user x, after: Thing 4" in text
+  assert all(title in text for title in titles[3:])
+  pq.write_table(pa.table({"user": ["u-1"]}), source)
+  with pytest.raises(ValueError, match="no `user_id`"):
+    recommendation_tables.read_requests(source)
+
+
+@pytest.mark.slow
+def test_the_program_prints_a_table_and_says_what_it_needs(workdir):
+  command = [sys.executable, "-m", "launch.recommend", f"--workdir={workdir}"]
+  options = dict(capture_output=True, text=True)
+  done = subprocess.run(
+    [*command, "--history=it_4", "-k", "3", "--model=sasrec"], **options
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.count("it_") >= 3
+  wrong = subprocess.run([*command, "--users_file=x.parquet"], **options)
+  assert wrong.returncode == 1
+  assert "--output" in wrong.stderr + wrong.stdout

@@ -1,0 +1,79 @@
+"""From a config to a model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from onerec_jax import config as config_lib
+from onerec_jax.models import lazy_decoder, registry, sasrec
+
+
+@pytest.mark.parametrize(
+  ("config", "kind"),
+  [
+    (config_lib.LazyDecoderConfig(), lazy_decoder.LazyDecoder),
+    (config_lib.SASRecConfig(), sasrec.SASRec),
+  ],
+)
+def test_every_field_of_the_config_reaches_the_model(config, kind):
+  for field in dataclasses.fields(config):
+    # Away from the default, so that a dropped field shows.
+    value = getattr(config, field.name)
+    if isinstance(value, bool):
+      setattr(config, field.name, not value)
+    elif isinstance(value, float):
+      setattr(config, field.name, value + 0.0625)
+  model = registry.create(config, 10, (4, 5), {"b": 2, "a": 3}, {"c": 4})
+  assert type(model) is kind
+  assert model.num_items == 10
+  assert model.features == (("a", 3), ("b", 2))
+  for field in dataclasses.fields(config):
+    if field.name not in ("system", "compute_dtype"):
+      assert getattr(model, field.name) == getattr(config, field.name)
+  generative = kind is lazy_decoder.LazyDecoder
+  assert registry.needs_semantic_ids(config) == generative
+  if generative:
+    assert model.codebook_sizes == (4, 5)
+    assert model.item_features == (("c", 4),)
+  hash(model)  # a static argument of jit
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"d_model": 10, "num_heads": 4}, "d_model=10.*num_heads=4"),
+    ({"num_heads": 4, "num_kv_heads": 3}, "num_heads=4.*num_kv_heads=3"),
+    ({"kv_split": 3}, "kv_split=3"),
+    ({"kv_split": 0}, "kv_split=0"),
+    ({"num_layers": 2, "kv_layers": 3}, "kv_layers=3.*num_layers=\n?2"),
+    ({"remat": "some"}, "remat='some'"),
+    ({"compute_dtype": "float16"}, "compute_dtype 'float16'"),
+  ],
+)
+def test_sizes_that_do_not_fit_are_named(changes, message):
+  config = config_lib.LazyDecoderConfig(**changes)
+  with pytest.raises(ValueError, match=message):
+    registry.create(config, 10, (4, 4), {}, {})
+
+
+@pytest.mark.parametrize("name", ["item_category", "user_token"])
+def test_a_feature_name_that_is_taken_is_named(name):
+  config = config_lib.LazyDecoderConfig()
+  with pytest.raises(ValueError, match=name):
+    registry.create(config, 10, (4, 4), {name: 3}, {"category": 5})
+
+
+def test_compute_dtype():
+  expected = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+  assert registry.compute_dtype("auto") == expected
+  assert registry.compute_dtype("bfloat16") == jnp.bfloat16
+  assert registry.compute_dtype("float32") == jnp.float32
+
+
+def test_block_parameters_of_sasrec():
+  config = config_lib.SASRecConfig(num_layers=3, d_model=8, num_heads=2, d_ff=5)
+  model = registry.create(config, 10, (), {}, {})
+  # q, k, v, out: 4 · 8²; SwiGLU: 3 · 8 · 5.
+  assert registry.block_parameters(model) == 3 * (256 + 120)

@@ -1,0 +1,257 @@
+"""Rules, meshes, golden shardings, and what the compiler makes of them."""
+
+import json
+import os
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax.sharding import PartitionSpec
+
+from onerec_jax import config as config_lib
+from onerec_jax import partitioning
+from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.models import registry
+from onerec_jax.training import state
+from tests import tiny
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+UPDATE = "ONEREC_UPDATE_GOLDEN"
+
+MODELS = {
+  "lazy_decoder": lambda: tiny.lazy_decoder(kv_split=2, kv_layers=2),
+  "lazy_decoder_scan": lambda: tiny.lazy_decoder(
+    kv_split=2, kv_layers=2, scan_layers=True, remat="full"
+  ),
+  "sasrec": tiny.sasrec,
+}
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  return partitioning.make_mesh(config_lib.MeshConfig(2, 2, 2))
+
+
+def test_rules_name_axes_of_the_mesh():
+  assert len(partitioning.RULES) <= 20
+  for name, axes in partitioning.RULES.items():
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    assert set(axes) <= set(partitioning.MESH_AXES), name
+
+
+def test_spec():
+  spec = partitioning.spec(("batch", None, "heads", "norm"))
+  assert spec == PartitionSpec(("data", "fsdp"), None, "tensor", None)
+  assert partitioning.spec(()) == PartitionSpec()
+
+
+def test_an_unknown_name_is_refused():
+  with pytest.raises(ValueError, match="'width' has no rule"):
+    partitioning.spec(("batch", "width"))
+  with pytest.raises(ValueError, match="'width' has no rule"):
+    partitioning.constrain(jnp.zeros((2, 2)), ("batch", "width"))
+
+
+@pytest.mark.parametrize(
+  "names", [("heads", "mlp"), ("batch", "embed"), ("embed", "embed")]
+)
+def test_two_names_on_one_mesh_axis_are_refused(names):
+  with pytest.raises(ValueError, match="share a mesh axis"):
+    partitioning.spec(names)
+
+
+def boxed(names, *shape):
+  return nn.LogicallyPartitioned(
+    jax.ShapeDtypeStruct(shape, jnp.float32), names
+  )
+
+
+def test_tree_shardings(mesh):
+  tree = {
+    "a": boxed(("embed", "mlp"), 4, 6),
+    "b": jax.ShapeDtypeStruct((3,), jnp.float32),
+  }
+  found = partitioning.tree_shardings(tree, mesh)
+  assert found["a"].spec == PartitionSpec("fsdp", "tensor")
+  assert found["b"].spec == PartitionSpec()
+  assert {s.mesh for s in found.values()} == {mesh}
+
+
+def test_an_axis_that_does_not_divide_is_named(mesh):
+  tree = {"layer": {"kernel": boxed(("embed", "mlp"), 4, 5)}}
+  with pytest.raises(ValueError, match=r"'layer'.*'kernel'.* size 5 .* 2 dev"):
+    partitioning.tree_shardings(tree, mesh)
+
+
+@pytest.mark.parametrize(
+  ("sizes", "expected"),
+  [
+    ((-1, 1, 1), (8, 1, 1)),
+    ((2, -1, 2), (2, 2, 2)),
+    ((1, 1, -1), (1, 1, 8)),
+    ((4, 2, 1), (4, 2, 1)),
+  ],
+)
+def test_make_mesh(sizes, expected):
+  mesh = partitioning.make_mesh(config_lib.MeshConfig(*sizes))
+  assert tuple(mesh.shape.values()) == expected
+  assert tuple(mesh.shape) == partitioning.MESH_AXES
+  assert mesh.devices.ravel().tolist() == jax.devices()
+
+
+@pytest.mark.parametrize(
+  ("sizes", "devices"),
+  [
+    ((3, 1, 1), 8),
+    ((2, 2, 1), 8),
+    ((-1, 3, 1), 8),
+    ((-1, -1, 2), 8),
+    ((-1, -1, 1), 1),
+    ((-2, -4, 1), 8),
+    ((0, -1, 1), 8),
+  ],
+)
+def test_a_mesh_that_does_not_fit_is_refused(sizes, devices):
+  with pytest.raises(ValueError, match=f"does not fit {devices} device"):
+    partitioning.make_mesh(
+      config_lib.MeshConfig(*sizes), jax.devices()[:devices]
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_golden_shardings(mesh, name):
+  """Every parameter's place on a 2 × 2 × 2 mesh."""
+  shapes = state.abstract_params(MODELS[name](), tiny.batch(), tiny.catalogue())
+  shardings = partitioning.tree_shardings(shapes, mesh)
+  found = {
+    "/".join(key.key for key in path): list(sharding.spec)
+    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
+  }
+  path = GOLDEN / f"sharding_{name}.json"
+  if os.environ.get(UPDATE):
+    lines = [
+      f"  {json.dumps(k)}: {json.dumps(found[k])}" for k in sorted(found)
+    ]
+    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+  assert found == json.loads(path.read_text()), (
+    f"shardings of {name} changed; if meant, write {path.name} anew with "
+    f"{UPDATE}=1 pytest tests/test_partitioning.py and read the diff"
+  )
+
+
+def test_large_parameters_are_never_replicated(mesh):
+  """All matrices but lookup tables of codes and features lie in pieces."""
+  for name, make in MODELS.items():
+    shapes = state.abstract_params(make(), tiny.batch(), tiny.catalogue())
+    shardings = partitioning.tree_shardings(shapes, mesh)
+    for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
+      key = jax.tree_util.keystr(path)
+      if "kernel" in key:
+        used = [axis for axis in sharding.spec if axis]
+        assert sorted(used) == ["fsdp", "tensor"], (name, key)
+      if "'item'" in key:
+        assert sharding.spec[0] == "fsdp"
+
+
+def test_constrain_lowers_to_a_constraint_under_a_mesh_alone(mesh):
+  x = jnp.zeros((8, 4))
+  assert partitioning.constrain(x, ("batch", None)) is x
+
+  def function(x):
+    return 2 * partitioning.constrain(x, ("batch", None))
+
+  count = lambda: jax.jit(function).lower(x).as_text().count(
+    "sharding_constraint"
+  )  # fmt: skip
+  assert count() == 0
+  with jax.set_mesh(mesh):
+    assert count() == 1
+    found = jax.jit(function)(x)
+  rows = partitioning.batch_sharding(mesh)
+  assert found.sharding.is_equivalent_to(rows, 2)
+
+
+def four_rows():
+  return jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), tiny.batch())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sharded_forward_equals_one_device(mesh, name):
+  """With dropout: masks do not depend on the mesh."""
+  changes = {"dropout": 0.2}
+  model = MODELS[name]().clone(**changes)
+  batch, catalogue = four_rows(), tiny.catalogue()
+  params = tiny.params(model)
+
+  def forward(params, batch, catalogue):
+    rngs = {"dropout": jax.random.key(1)}
+    return model.apply({"params": params}, batch, catalogue, rngs=rngs)
+
+  expected = tiny.jit(forward)(params, batch, catalogue)
+  shapes = state.abstract_params(model, batch, catalogue)
+  whole = partitioning.replicated(mesh)
+  places = (
+    partitioning.tree_shardings(shapes, mesh),
+    partitioning.batch_sharding(mesh),
+    whole,
+  )
+  with jax.set_mesh(mesh):
+    run = tiny.jit(forward, in_shardings=places, out_shardings=places[1])
+    text = run.lower(params, batch, catalogue).as_text()
+    found = run(*jax.device_put((params, batch, catalogue), places))
+  # Keys, values and every block; SASRec: the states.
+  constraints = {"lazy_decoder": 4, "lazy_decoder_scan": 3, "sasrec": 1}
+  assert text.count("sharding_constraint") == constraints[name]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize(
+  ("config", "method"),
+  [
+    (
+      config_lib.LazyDecoderConfig(
+        d_model=32, d_ff=64, sid_embed_dim=8, feature_embed_dim=8
+      ),
+      "encode",
+    ),
+    (
+      config_lib.SASRecConfig(num_layers=1, d_model=32, d_ff=64),
+      "states",
+    ),
+  ],
+)
+def test_item_lookups_gather_rows_not_the_table(mesh, capfd, config, method):
+  """Forward and backward: the table of 1,024 rows stays in its pieces."""
+  model = registry.create(config, 1000, (16,) * 3, {"a": 3}, {})
+  column = lambda n: jax.ShapeDtypeStruct((8, n), jnp.int32)
+  batch = Batch(
+    column(24), column(24), {"a": column(24)}, *(column(12) for _ in range(3))
+  )
+  catalogue = Catalogue(jax.ShapeDtypeStruct((1001, 3), jnp.int32), {})
+  shapes = state.abstract_params(model, batch, catalogue)
+  places = partitioning.tree_shardings(shapes, mesh)
+  rows, whole = partitioning.batch_sharding(mesh), partitioning.replicated(mesh)
+  args = (batch,) if method == "states" else (batch, catalogue)
+
+  def loss(params, *args):
+    out = model.apply({"params": params}, *args, method=method)
+    return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out))
+
+  with jax.set_mesh(mesh):
+    compiled = tiny.jit(
+      jax.value_and_grad(loss),
+      in_shardings=(places, rows, whole)[: 1 + len(args)],
+      out_shardings=(whole, places),
+    ).lower(nn.unbox(shapes), *args).compile()  # fmt: skip
+  text = compiled.as_text()
+  assert "f32[512,32]" in text, "a device's piece of the table"
+  assert not re.search(r"f32\[(1024,32|32,1024)\]", text)
+  assert "rematerialization" not in capfd.readouterr().err

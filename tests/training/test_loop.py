@@ -1,0 +1,245 @@
+"""The loop: resume is bit-equal, the best model is kept, errors speak."""
+
+import copy
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from onerec_jax import checkpoint, files, partitioning, workflow
+from onerec_jax.data import pipeline
+from onerec_jax.inference import assemble
+from onerec_jax.training import loop, metrics_writer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+class _KilledError(Exception):
+  """Stands for the end of a process, in process."""
+
+
+def _train(tiny, run, validate, **settings):
+  """Trains into `run`; returns the state of its last checkpoint."""
+  config, _, system = tiny
+  config = copy.deepcopy(config)
+  for name, value in settings.items():
+    setattr(config.training, name, value)
+  mesh = partitioning.make_mesh(config.mesh)
+  dataset, per_epoch = pipeline.training_dataset(
+    system.prepared, config.pipeline, config.training.seed
+  )
+  return loop.train(
+    config, run, system.model, dataset, per_epoch, system.catalogue,
+    system.index, validate, mesh,
+  )  # fmt: skip
+
+
+def _arrays(run, step):
+  """Every array of a checkpoint, by reading it without any shape given."""
+  with checkpoint.TrainingCheckpoints(run / "checkpoints", 2) as saved:
+    state = saved._checkpointer.load(step)
+  return jax.device_get(state)
+
+
+def _steady():
+  """A validation that is a function of the parameters alone."""
+  return lambda params: {
+    "ndcg@10": float(np.abs(np.asarray(params["bos"])).sum())
+  }
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+  """An uninterrupted run of ten steps."""
+  run = tmp_path_factory.mktemp("whole")
+  progress = _train(tiny, run, _steady())
+  return run, progress
+
+
+@pytest.mark.parametrize("validation", [1, 2])
+def test_a_run_cut_between_checkpoints_resumes_bit_equal(
+  tiny, whole, tmp_path, validation
+):
+  """Cut at step 5 (last checkpoint 3) or 10 (last checkpoint 9)."""
+  calls = []
+
+  def cut(params):
+    calls.append(1)
+    if len(calls) == validation:
+      raise _KilledError
+    return _steady()(params)
+
+  with pytest.raises(_KilledError):
+    _train(tiny, tmp_path, cut)
+  resumed = _train(tiny, tmp_path, _steady())
+  expected = whole[1]
+  assert (resumed.best, resumed.best_step) == (
+    expected.best,
+    expected.best_step,
+  )
+  jax.tree.map(
+    np.testing.assert_array_equal,
+    _arrays(tmp_path, 10),
+    _arrays(whole[0], 10),
+  )
+  steps = lambda run: [
+    (r["step"], r["kind"], r.get("loss"))
+    for r in metrics_writer.read(run / "metrics.jsonl")
+  ]
+  assert steps(tmp_path) == steps(whole[0])
+
+
+def test_log_lines_hold_speed_and_loss(whole):
+  run, _ = whole
+  records = metrics_writer.read(run / "metrics.jsonl")
+  trains = [r for r in records if r["kind"] == "train"]
+  assert [r["step"] for r in trains] == [2, 3, 4, 5, 6, 8, 9, 10]
+  for record in trains:
+    for name in ("loss", "targets_per_s", "step_ms", "gflops_per_s"):
+      assert record[name] > 0
+    # This host has no peak in the table: a matmul stands beside it.
+    assert record["matmul_gflops_per_s"] > 0
+
+
+def test_the_best_validation_is_kept_and_training_stops_early(tiny, tmp_path):
+  values = iter([0.1, 0.5, 0.3, 0.2, 0.9])
+  snapshots = []
+
+  def validate(params):
+    snapshots.append(jax.device_get(params))
+    return {"ndcg@10": next(values)}
+
+  progress = _train(
+    tiny, tmp_path, validate, validate_every=2, patience=2, num_steps=20
+  )
+  assert (progress.best, progress.best_step) == (0.5, 4)
+  assert len(snapshots) == 4
+  assert files.read_json(tmp_path / "best.json") == {"step": 4}
+  _, _, system = tiny
+  mesh = partitioning.make_mesh(system.config.mesh)
+  best = assemble.load_params(system, tmp_path, mesh)
+  jax.tree.map(
+    np.testing.assert_array_equal, jax.device_get(best), snapshots[1]
+  )
+
+
+def test_an_unknown_selection_metric_is_named(tiny, tmp_path):
+  with pytest.raises(ValueError, match="ndcg@10.*recall@5"):
+    _train(tiny, tmp_path, lambda params: {"recall@5": 0.0})
+
+
+def test_not_finite_stops_with_advice_or_goes_on_if_told(tiny, tmp_path):
+  config, folder, system = tiny
+  broken = copy.deepcopy(config)
+  broken.optimizer.learning_rate = 1e30
+  broken_tiny = (broken, folder, system)
+  with pytest.raises(FloatingPointError, match="learning_rate"):
+    _train(broken_tiny, tmp_path / "a", _steady())
+  _train(broken_tiny, tmp_path / "b", _steady(), on_nan="skip")
+  records = metrics_writer.read(tmp_path / "b" / "metrics.jsonl")
+  assert sum(r.get("nonfinite", 0) for r in records) > 0
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tiny, tmp_path):
+  _train(tiny, tmp_path, _steady(), num_steps=3, validate_every=3)
+  config, folder, _ = tiny
+  other = copy.deepcopy(config)
+  other.model.d_model = 32
+  wider = (other, folder, workflow.assembled(other, folder))
+  with pytest.raises(ValueError, match="checkpoints/3"):
+    _train(wider, tmp_path, _steady(), num_steps=6)
+
+
+def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
+  assert metrics_writer.read(path) == [{"step": 1, "kind": "train"}]
+  path.write_text('{"step": 1\n{"step": 2, "kind": "train"}\n')
+  with pytest.raises(ValueError, match="line 1"):
+    metrics_writer.read(path)
+
+
+_PROGRAM = """
+import pathlib, sys
+from onerec_jax import workflow
+from tests import worlds
+folder = pathlib.Path(sys.argv[1])
+config = worlds.config(pathlib.Path(sys.argv[2]))
+config.training.num_steps, config.training.log_every = 60, 1
+config.training.checkpoint_every = 4
+config.training.validate_every = 20
+workflow.train(config, folder)
+"""
+
+
+def _process(folder, raw):
+  environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
+  return subprocess.Popen(
+    [sys.executable, "-c", _PROGRAM, str(folder), str(raw)],
+    env=environment,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+def _wait_for_step(process, folder, step):
+  path = folder / "models" / "tiny" / "metrics.jsonl"
+  while process.poll() is None:
+    if path.exists() and path.read_text().count("\n") >= step:
+      return
+    time.sleep(0.002)
+  raise AssertionError(f"ended before step {step}: {process.stderr.read()}")
+
+
+@pytest.mark.slow
+def test_killed_processes_resume_bit_equal(tmp_path):
+  """kill -9 twice, then SIGTERM, against a run that nobody disturbed."""
+  from tests import worlds
+
+  raw = worlds.write_csv(tmp_path / "raw")
+  whole = _process(tmp_path / "whole", raw)
+  assert whole.wait() == 0, whole.stderr.read()
+
+  folder = tmp_path / "killed"
+  for step in (7, 26):
+    process = _process(folder, raw)
+    _wait_for_step(process, folder, step)
+    process.kill()
+    process.wait()
+  process = _process(folder, raw)
+  _wait_for_step(process, folder, 40)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait() == loop.PREEMPTED, process.stderr.read()
+  process = _process(folder, raw)
+  assert process.wait() == 0, process.stderr.read()
+
+  runs = [tmp_path / "whole" / "models/tiny", folder / "models/tiny"]
+  jax.tree.map(
+    np.testing.assert_array_equal, *(_arrays(run, 60) for run in runs)
+  )
+  best = [files.read_json(run / "best.json") for run in runs]
+  assert best[0] == best[1]
+  lines = [(run / "metrics.jsonl").read_text().splitlines() for run in runs]
+  losses = [
+    [
+      (r["step"], r.get("loss"), r.get("ndcg@10"))
+      for r in map(json.loads, each)
+    ]
+    for each in lines
+  ]
+  assert losses[0] == losses[1]
+
+
+def test_a_profile_is_written_even_if_the_run_ends_inside_its_window(
+  tiny, tmp_path
+):
+  _train(tiny, tmp_path, _steady(), num_steps=11, profile_steps=50)
+  assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -1,0 +1,142 @@
+"""The step: meshes agree, microbatches add up, nothing leaves the device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onerec_jax import config as config_lib
+from onerec_jax import partitioning
+from onerec_jax.data import pipeline
+from onerec_jax.training import loop, losses, optimizer, state, step
+
+
+def _start(tiny, mesh_config, devices, **changes):
+  """(state, compiled step, host batches, catalogue, index, sharding)."""
+  config, _, system = tiny
+  mesh = partitioning.make_mesh(mesh_config, devices)
+  dataset, _ = pipeline.training_dataset(system.prepared, config.pipeline, 0)
+  rows = partitioning.batch_sharding(mesh)
+  tables = jax.device_put(
+    (system.catalogue, system.index), partitioning.replicated(mesh)
+  )
+  schedule = optimizer.make_schedule(config.optimizer, 1, 50)
+  tx = optimizer.make_optimizer(config.optimizer, schedule)
+  stream = iter(dataset)
+  example = loop.put_batch(next(stream), rows)
+  with jax.set_mesh(mesh):
+    made, shardings, _ = state.create(
+      system.model, tx, example, tables[0], 0, mesh
+    )
+  function = functools.partial(
+    step.train_step,
+    loss_fn=losses.make_loss(system.model),
+    tx=tx,
+    seed=0,
+    **changes,
+  )
+  compiled = step.compile_step(function, shardings, mesh, *tables)
+  return mesh, made, compiled, stream, tables, rows
+
+
+def _run(tiny, mesh_config, devices, steps, **changes):
+  mesh, current, compiled, stream, tables, rows = _start(
+    tiny, mesh_config, devices, **changes
+  )
+  trace = []
+  with jax.set_mesh(mesh):
+    for _ in range(steps):
+      batch = loop.put_batch(next(stream), rows)
+      with jax.transfer_guard("disallow"):
+        current, sums = compiled(current, batch, *tables)
+      trace.append(float(sums["loss"]) / float(sums["count"]))
+  assert compiled._cache_size() == 1
+  return jax.device_get(current), trace
+
+
+@pytest.fixture(scope="module")
+def one_device(tiny):
+  return _run(tiny, config_lib.MeshConfig(), jax.devices()[:1], 50)
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_eight_devices_equal_one_after_fifty_steps(tiny, one_device, shape):
+  """Parameters and losses within 1e-5, dropout included."""
+  expected, losses_one = one_device
+  mesh = config_lib.MeshConfig(*shape)
+  found, losses_eight = _run(tiny, mesh, jax.devices(), 50)
+  np.testing.assert_allclose(losses_eight, losses_one, atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    found.params,
+    expected.params,
+  )
+
+
+def test_the_loss_falls(one_device):
+  _, trace = one_device
+  assert np.mean(trace[-5:]) < 0.8 * np.mean(trace[:5])
+
+
+def test_microbatches_give_the_gradient_of_the_whole_batch(tiny):
+  config, _, system = tiny
+  dataset, _ = pipeline.training_dataset(system.prepared, config.pipeline, 0)
+  batch = jax.tree.map(jnp.asarray, next(iter(dataset)))
+  # Rows with different numbers of targets: weights must be exact.
+  batch = batch.replace(targets=batch.targets.at[0, 3:].set(0))
+  params = system.model.init(jax.random.key(0), batch, system.catalogue)
+  loss_fn = losses.make_loss(system.model)
+  without_dropout = lambda p, b, c, i, key: loss_fn(p, b, c, i, None)
+  found = [
+    step._gradients(
+      without_dropout, params["params"], batch, system.catalogue,
+      system.index, jax.random.key(0), pieces,
+    )
+    for pieces in (1, 4)
+  ]  # fmt: skip
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), *found)
+
+
+def test_the_state_is_donated_and_keeps_its_shardings(tiny):
+  mesh_config = config_lib.MeshConfig(2, 2, 2)
+  mesh, current, compiled, stream, tables, rows = _start(
+    tiny, mesh_config, jax.devices()
+  )
+  before = jax.tree.map(lambda x: x.sharding, current)
+  with jax.set_mesh(mesh):
+    after, _ = compiled(current, loop.put_batch(next(stream), rows), *tables)
+  assert all(leaf.is_deleted() for leaf in jax.tree.leaves(current.params))
+  assert jax.tree.map(lambda x: x.sharding, after) == before
+
+
+def test_the_compiled_step_talks_to_no_host(tiny):
+  mesh, current, compiled, stream, tables, rows = _start(
+    tiny, config_lib.MeshConfig(), jax.devices()
+  )
+  with jax.set_mesh(mesh):
+    text = compiled.lower(
+      current, loop.put_batch(next(stream), rows), *tables
+    ).compile().as_text()  # fmt: skip
+  for operation in ("outfeed", "infeed", "host_callback", "xla_python"):
+    assert operation not in text
+
+
+def test_an_update_that_is_not_finite_is_left_out(tiny):
+  mesh, current, compiled, stream, tables, rows = _start(
+    tiny, config_lib.MeshConfig(), jax.devices()
+  )
+  poisoned = jax.tree.map(jnp.copy, current)
+  poisoned = poisoned.replace(
+    params={**poisoned.params, "bos": poisoned.params["bos"] * jnp.nan}
+  )
+  before = jax.device_get(poisoned.params)
+  with jax.set_mesh(mesh):
+    after, sums = compiled(
+      poisoned, loop.put_batch(next(stream), rows), *tables
+    )
+  assert int(sums["nonfinite"]) == 1
+  assert int(after.skipped) == 1
+  assert int(after.step) == 1
+  jax.tree.map(np.testing.assert_array_equal, before, after.params)
