@@ -56,6 +56,11 @@ class Catalogue:
   features: dict[str, Leaf]
 
 
+def static(batch: Batch) -> Bool[Array, "B S"]:
+  """Which context positions are user tokens: they have no time."""
+  return (batch.items == 0) & (batch.segment > 0)
+
+
 def visible(batch: Batch) -> Bool[Array, "B T S"]:
   """Which context positions each target sees."""
   position = jnp.arange(batch.items.shape[1])[None, None, :]

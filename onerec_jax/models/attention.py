@@ -25,6 +25,16 @@ def distance_bucket(distance: Int[Array, "*shape"]) -> Int[Array, "*shape"]:
   return jnp.clip(bucket, 0, NUM_BUCKETS - 1)
 
 
+def distances(
+  visible_until: Int[Array, "B T"], positions: int
+) -> Int[Array, "B T S"]:
+  """From the last position each target sees back to every position.
+
+  Negative at what lies behind it, which no target sees.
+  """
+  return visible_until[:, :, None] - 1 - jnp.arange(positions)[None, None, :]
+
+
 class DistanceBias(nn.Module):
   """A learned logit per head and distance from the target to an event.
 
@@ -38,14 +48,14 @@ class DistanceBias(nn.Module):
   @nn.compact
   def __call__(
     self,
-    visible_until: Int[Array, "B T"],
+    distance: Int[Array, "B T S"],
     mask: Bool[Array, "B T S"],
     static: Bool[Array, "B S"],
   ) -> Float[Array, "B H T S"]:
     """Bias plus mask.
 
     Args:
-      visible_until: one past the last position a target sees.
+      distance: from the last position a target sees back to each position.
       mask: what a target sees.
       static: positions without a time (user tokens); they have a bucket of
         their own.
@@ -61,8 +71,7 @@ class DistanceBias(nn.Module):
       layers.boxed(start, ("bucket", "heads")),
       (NUM_BUCKETS + 1, self.num_heads),
     )
-    position = jnp.arange(mask.shape[2])[None, None, :]
-    bucket = distance_bucket(visible_until[:, :, None] - 1 - position)
+    bucket = distance_bucket(distance)
     bucket = jnp.where(static[:, None, :], NUM_BUCKETS, bucket)
     bias = jnp.moveaxis(table[bucket], 3, 1)
     return jnp.where(mask[:, None], bias, MASKED)

@@ -2,13 +2,32 @@
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.models import layers
 
 FeatureSizes = tuple[tuple[str, int], ...]
 """(name, number of values with 0) of each feature, sorted by name."""
+
+
+class EventDropout(nn.Module):
+  """Which positions stay visible; active iff a `dropout` key is given.
+
+  Attributes:
+    rate: share of the events hidden; user tokens always stay.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, batch: batch_lib.Batch) -> Bool[Array, "B S"]:
+    """True at what stays."""
+    if self.rate == 0.0 or not self.has_rng("dropout"):
+      return jnp.ones(batch.items.shape, bool)
+    key = self.make_rng("dropout")
+    keep = layers.dropout_mask(key, batch.items.shape, self.rate)
+    return keep | batch_lib.static(batch)
 
 
 class ContextEmbedding(nn.Module):
@@ -65,7 +84,7 @@ class ContextEmbedding(nn.Module):
     for name, size in self.features:
       parts.append(self._feature(name, size, batch.features[name]))
     # Tells a user token from an event, and gives an empty history a key.
-    token = ((batch.items == 0) & (batch.segment > 0)).astype(jnp.int32)
+    token = batch_lib.static(batch).astype(jnp.int32)
     parts.append(self._feature("user_token", 2, token))
     return jnp.concatenate(parts, axis=-1)
 

@@ -81,6 +81,27 @@ class SwiGLU(nn.Module):
     )
 
 
+_REMAT_POLICIES = {
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+REMAT = ("none", *_REMAT_POLICIES)
+"""What `remat` may be."""
+
+
+def remat(block: type[nn.Module], policy: str) -> type[nn.Module]:
+  """A block that is computed again in the backward pass.
+
+  Args:
+    block: the class.
+    policy: `none`: kept whole; `full`: nothing is kept; `dots`: matrix
+      products are.
+  """
+  if policy == "none":
+    return block
+  return nn.remat(block, policy=_REMAT_POLICIES[policy], prevent_cse=False)
+
+
 def table_rows(num_items: int) -> int:
   """Rows of an item table: padding and the items, up to a multiple of 128.
 

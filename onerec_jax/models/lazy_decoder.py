@@ -12,6 +12,8 @@ with a norm and a head of its own for every level. One context serves all the
 targets of a row, and in search all the beams of a request.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, layers
+from onerec_jax.models import attention, codes, layers
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 
@@ -59,7 +61,7 @@ class LazyDecoderBlock(nn.Module):
   """One block; see the module docstring."""
 
   num_heads: int
-  d_ff: int
+  feed_forward: Callable[..., nn.Module]
   dropout: float
 
   @nn.compact
@@ -105,41 +107,22 @@ class LazyDecoderBlock(nn.Module):
     x = x + drop(h)
 
     h = layers.RMSNorm(name="ffn_norm")(x)
-    h = layers.SwiGLU(self.d_ff, name="ffn")(h)
+    h = self.feed_forward(name="ffn")(h)
     x = x + drop(h)
     return constrain(x, ("batch", None, None, None)), (k, v)
-
-
-_REMAT_POLICIES = {
-  "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-REMAT = ("none", *_REMAT_POLICIES)
-"""What `remat` may be."""
-
-
-def _remat_block(remat: str) -> type[nn.Module]:
-  if remat == "none":
-    return LazyDecoderBlock
-  return nn.remat(
-    LazyDecoderBlock, policy=_REMAT_POLICIES[remat], prevent_cse=False
-  )
 
 
 class _ScannedBlock(nn.Module):
   """A block whose key/value layer is picked by index, for nn.scan."""
 
   num_heads: int
-  d_ff: int
+  feed_forward: Callable[..., nn.Module]
   dropout: float
   remat: str
 
   def setup(self):
-    self.block = _remat_block(self.remat)(
-      self.num_heads, self.d_ff, self.dropout
-    )
+    block = layers.remat(LazyDecoderBlock, self.remat)
+    self.block = block(self.num_heads, self.feed_forward, self.dropout)
 
   def __call__(self, x, scanned, context):
     kv_layer, past = scanned
@@ -149,10 +132,6 @@ class _ScannedBlock(nn.Module):
 
 class LazyDecoder(nn.Module):
   """The model; letters in dims.py, fields in config.LazyDecoderConfig.
-
-  The first code's input is BOS; code l's input is the embedding of code
-  l − 1 from a table of its own level, which also tells the position
-  (INFERRED: the papers give the slots no positions).
 
   Attributes:
     codebook_sizes: K of each level.
@@ -201,20 +180,12 @@ class LazyDecoder(nn.Module):
     self.key_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
     if self.kv_split == 2:
       self.value_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
+    self.drop_events = context_lib.EventDropout(self.context_dropout)
     self.distance_bias = attention.DistanceBias(self.num_heads)
     self.drop = layers.Dropout(self.dropout)
 
-    self.bos = self.param(
-      "bos",
-      layers.boxed(nn.initializers.normal(1.0), ("norm",)),
-      (self.d_model,),
-    )
-    self.code_embeddings = [
-      layers.Embedding(
-        size, self.d_model, ("codes", "table"), 1.0, zero_padding=False
-      )
-      for size in self.codebook_sizes[:-1]
-    ]
+    self.codes = codes.Codes(self.codebook_sizes, self.d_model, self.dtype)
+    feed_forward = functools.partial(layers.SwiGLU, self.d_ff)
     if self.scan_layers:
       self.layers = nn.scan(
         _ScannedBlock,
@@ -223,16 +194,13 @@ class LazyDecoder(nn.Module):
         in_axes=(0, nn.broadcast),
         length=self.num_layers,
         metadata_params={nn.PARTITION_NAME: "layers"},
-      )(self.num_heads, self.d_ff, self.dropout, self.remat)
+      )(self.num_heads, feed_forward, self.dropout, self.remat)
     else:
+      block = layers.remat(LazyDecoderBlock, self.remat)
       self.layers = [
-        _remat_block(self.remat)(self.num_heads, self.d_ff, self.dropout)
+        block(self.num_heads, feed_forward, self.dropout)
         for _ in range(self.num_layers)
       ]
-    self.head_norms = [layers.RMSNorm() for _ in self.codebook_sizes]
-    self.heads = [
-      layers.Linear(size, ("embed", "codes")) for size in self.codebook_sizes
-    ]
 
   def kv_layer(self, layer: int) -> int:
     """Which key/value layer block `layer` reads: ⌊l · L_kv / num_layers⌋.
@@ -247,19 +215,17 @@ class LazyDecoder(nn.Module):
     catalogue: batch_lib.Catalogue,
   ) -> Context:
     """The context processor: one linear layer, then a norm per chunk."""
-    mask = batch_lib.visible(batch)
-    static = (batch.items == 0) & (batch.segment > 0)
-    if self.context_dropout > 0.0 and self.has_rng("dropout"):
-      keep = layers.dropout_mask(
-        self.make_rng("dropout"), batch.items.shape, self.context_dropout
-      )
-      mask = mask & (keep | static)[:, None, :]
-    bias = self.distance_bias(batch.visible_until, mask, static)
+    B, S = batch.items.shape
+    kept = self.drop_events(batch)
+    bias = self.distance_bias(
+      attention.distances(batch.visible_until, S),
+      batch_lib.visible(batch) & kept[:, None, :],
+      batch_lib.static(batch),
+    )
     x = self.drop(self.embedding(batch, catalogue))
     chunks = split_context(
       self.project(x.astype(self.dtype)), self.kv_layers, self.kv_split
     )
-    B, S = batch.items.shape
     # INFERRED: the norm runs over a whole chunk, not over each head.
     heads = (B, S, self.num_kv_heads, -1)
     keys = jnp.stack(
@@ -280,20 +246,9 @@ class LazyDecoder(nn.Module):
   ) -> tuple[Float[Array, "B T _"], ...]:
     """Teacher-forced logits [B, T, K_l] of every level, in float32."""
     context = self.encode(batch, catalogue)
-    codes = jnp.take(catalogue.codes, batch.targets, axis=0)
-    bos = jnp.broadcast_to(
-      self.bos[None, None], (*batch.targets.shape, self.d_model)
-    )
-    inputs = [bos] + [
-      embed(codes[..., level])
-      for level, embed in enumerate(self.code_embeddings)
-    ]
-    x = jnp.stack(inputs, axis=2).astype(self.dtype)
+    x = self.codes.inputs(jnp.take(catalogue.codes, batch.targets, axis=0))
     x, _ = self._run_blocks(self.drop(x), context, None)
-    return tuple(
-      self._logits(level, x[:, :, level])
-      for level in range(len(self.codebook_sizes))
-    )
+    return self.codes.all_logits(x)
 
   def decode_step(
     self,
@@ -314,20 +269,9 @@ class LazyDecoder(nn.Module):
     Returns:
       Logits [B, W, K_level] in float32 and the cache.
     """
-    if level == 0:
-      B = context.bias.shape[0]
-      x = jnp.broadcast_to(self.bos[None, None], (B, 1, self.d_model))
-    else:
-      x = self.code_embeddings[level - 1](previous)
-    x, cache = self._run_blocks(
-      x[:, :, None].astype(self.dtype), context, cache
-    )
-    return self._logits(level, x[:, :, 0]), cache
-
-  def _logits(self, level, x):
-    # float32: losses and beam scores add differences far below bfloat16's.
-    logits = self.heads[level](self.head_norms[level](x))
-    return logits.astype(jnp.float32)
+    x = self.codes.step_input(level, previous, context.bias.shape[0])
+    x, cache = self._run_blocks(x, context, cache)
+    return self.codes.logits(level, x[:, :, 0]), cache
 
   def _run_blocks(self, x, context, past):
     kv_layers = [self.kv_layer(layer) for layer in range(self.num_layers)]

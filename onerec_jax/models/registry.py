@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from onerec_jax import config as config_lib
-from onerec_jax.models import lazy_decoder, sasrec
+from onerec_jax.models import layers, lazy_decoder, sasrec
 
 Model = lazy_decoder.LazyDecoder | sasrec.SASRec
 
@@ -75,9 +75,9 @@ def create(
       f"model.kv_layers={config.kv_layers} at most model.num_layers="
       f"{config.num_layers}"
     )
-  if config.remat not in lazy_decoder.REMAT:
+  if config.remat not in layers.REMAT:
     raise ValueError(
-      f"model.remat={config.remat!r}: want one of {list(lazy_decoder.REMAT)}"
+      f"model.remat={config.remat!r}: want one of {list(layers.REMAT)}"
     )
   return lazy_decoder.LazyDecoder(
     codebook_sizes=tuple(codebook_sizes),

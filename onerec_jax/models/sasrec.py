@@ -87,7 +87,7 @@ class SASRec(nn.Module):
 
   def states(self, batch: batch_lib.Batch) -> Float[Array, "B T D"]:
     """The state each target is predicted from."""
-    static = (batch.items == 0) & (batch.segment > 0)
+    static = batch_lib.static(batch)
     values = dict(batch.features, user_token=static.astype(jnp.int32))
     x = self.item(batch.items) * (self.d_model**0.5)
     for name, embed in self.feature_embeddings.items():
@@ -99,7 +99,9 @@ class SASRec(nn.Module):
     queries = batch.replace(
       visible_from=jnp.zeros_like(until), visible_until=until
     )
-    bias = self.distance_bias(until, batch_lib.visible(queries), static)
+    bias = self.distance_bias(
+      attention.distances(until, S), batch_lib.visible(queries), static
+    )
     for block in self.blocks:
       x = block(x, bias)
     x = constrain(self.norm(x), ("batch", None, None))

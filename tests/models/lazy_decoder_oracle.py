@@ -102,9 +102,9 @@ def forward(model, params, batch, catalogue, row, target, token, events):
     [table[48]] + [table[_bucket(last - s)] for s in events], axis=1
   )
   item = int(batch.targets[row, target])
-  x = [p["bos"]]
+  x = [p["codes"]["bos"]]
   for level in range(len(tiny.CODEBOOK_SIZES) - 1):
-    x.append(p[f"code_embeddings_{level}"]["table"][codes[item, level]])
+    x.append(p["codes"][f"tables_{level}"]["table"][codes[item, level]])
   for layer in range(model.num_layers):
     b = p[f"layers_{layer}"]
     kv = int(np.floor(layer * model.kv_layers / model.num_layers))
@@ -126,6 +126,7 @@ def forward(model, params, batch, catalogue, row, target, token, events):
       h = gate / (1 + np.exp(-gate)) * value
       x[n] = x[n] + h @ b["ffn"]["wo"]["kernel"]
   return [
-    _norm(h, p[f"head_norms_{n}"]["scale"]) @ p[f"heads_{n}"]["kernel"]
+    _norm(h, p["codes"][f"norms_{n}"]["scale"])
+    @ p["codes"][f"heads_{n}"]["kernel"]
     for n, h in enumerate(x)
   ]

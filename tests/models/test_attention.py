@@ -111,8 +111,9 @@ def test_distance_bias_is_masked_and_starts_at_a_slope():
   static = jnp.zeros((2, 6), bool).at[:, 0].set(True)
   mask = jnp.arange(6)[None, None, :] < until[:, :, None]
   module = attention.DistanceBias(3)
-  variables = nn.unbox(module.init(jax.random.key(0), until, mask, static))
-  bias = np.asarray(module.apply(variables, until, mask, static))
+  arguments = attention.distances(until, 6), mask, static
+  variables = nn.unbox(module.init(jax.random.key(0), *arguments))
+  bias = np.asarray(module.apply(variables, *arguments))
   assert bias.shape == (2, 3, 2, 6)
   for b, h, t, s in np.ndindex(bias.shape):
     if s >= until[b, t]:

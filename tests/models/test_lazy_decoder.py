@@ -126,10 +126,11 @@ def test_each_level_has_a_head_of_its_own(model, batch, catalogue):
   params = tiny.params(model)
   before = oracle.logits_of(model, params, batch, catalogue)
   for level, size in enumerate(tiny.CODEBOOK_SIZES):
-    assert params[f"heads_{level}"]["kernel"].shape == (model.d_model, size)
-    for name in (f"heads_{level}", f"head_norms_{level}"):
-      changed = dict(params)
-      changed[name] = jax.tree.map(lambda x: -2 * x, params[name])
+    own = params["codes"]
+    assert own[f"heads_{level}"]["kernel"].shape == (model.d_model, size)
+    for name in (f"heads_{level}", f"norms_{level}"):
+      changed = jax.tree.map(lambda x: -2 * x, own[name])
+      changed = {**params, "codes": {**own, name: changed}}
       after = oracle.logits_of(model, changed, batch, catalogue)
       same = [np.array_equal(a, b) for a, b in zip(after, before)]
       assert same == [other != level for other in range(3)], name
@@ -154,7 +155,7 @@ def sensitivity(model, batch, catalogue):
   """Gradients [B, T, L, rows] of logits by item row and by code row."""
   params = tiny.params(model)
   sums = _sums(model, batch, catalogue)
-  names = ["embedding", "code_embeddings_0", "code_embeddings_1"]
+  names = ["embedding", "codes"]
 
   def part(tables):
     return sums({**params, **tables})
@@ -162,7 +163,7 @@ def sensitivity(model, batch, catalogue):
   jacobian = tiny.jit(jax.jacrev(part))({name: params[name] for name in names})
   norms = jax.tree.map(lambda x: np.linalg.norm(x, axis=-1), jacobian)
   return norms["embedding"]["item"]["table"], [
-    norms[name]["table"] for name in names[1:]
+    norms["codes"][f"tables_{level}"]["table"] for level in range(2)
   ]
 
 

@@ -57,7 +57,10 @@ def test_sizes_of_the_paper(nominal):
     d_model,
   )
   for level in range(3):
-    assert shapes[f"heads_{level}"]["kernel"].shape == (d_model, 8192)
+    assert shapes["codes"][f"heads_{level}"]["kernel"].shape == (
+      d_model,
+      8192,
+    )
 
 
 @pytest.mark.parametrize("changes", [{}, {"kv_layers": 2, "kv_split": 2}])

@@ -51,7 +51,7 @@ def _arrays(run, step):
 def _steady():
   """A validation that is a function of the parameters alone."""
   return lambda params: {
-    "ndcg@10": float(np.abs(np.asarray(params["bos"])).sum())
+    "ndcg@10": float(np.abs(np.asarray(params["codes"]["bos"])).sum())
   }
 
 
