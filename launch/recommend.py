@@ -25,10 +25,12 @@ _HISTORY = absl_flags.DEFINE_list(
 _USERS_FILE = absl_flags.DEFINE_string("users_file", "", "Parquet of users.")
 _OUTPUT = absl_flags.DEFINE_string("output", "", "Parquet to write.")
 _K = absl_flags.DEFINE_integer("k", 10, "Items a user.", short_name="k")
-_BEAM_WIDTH = absl_flags.DEFINE_integer("beam_width", 50, "Candidates.")
+_BEAM_WIDTH = absl_flags.DEFINE_integer(
+  "beam_width", None, "Candidates; default: the run's evaluation.beam_width."
+)
 _FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
 _ON_UNKNOWN = absl_flags.DEFINE_enum(
-  "on_unknown", "error", ["error", "skip"], "Item ids the data does not have."
+  "on_unknown", "error", ["error", "skip"], "Ids the data does not have."
 )
 absl_flags.adopt_module_key_flags(flags)
 

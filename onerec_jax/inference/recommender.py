@@ -113,7 +113,7 @@ class Recommender:
     self,
     requests: Sequence[Request],
     k: int = 10,
-    beam_width: int = 50,
+    beam_width: int | None = None,
     filter_seen: bool = True,
     on_unknown: str = "error",
     progress: bool = False,
@@ -123,11 +123,14 @@ class Recommender:
     Args:
       requests: any number; they are answered in batches.
       k: items a request.
-      beam_width: candidates a generative model searches with, at least k.
-      filter_seen: leave out the items of the history. What is seen is dropped
-        from the beam, so a list may be shorter than k: use a wider beam.
+      beam_width: candidates a generative model searches with, at least k;
+        default: the run's `evaluation.beam_width`.
+      filter_seen: leave out the items of the history. They are dropped from
+        the beam; requests whose beam holds too little else are searched once
+        more among unseen items alone.
       on_unknown: an item id the data does not have is an `error`, or is
-        left out of history or allowed set with a warning: `skip`.
+        left out of history or allowed set with a warning: `skip`. Likewise a
+        user, who then is a newcomer.
       progress: show a bar.
 
     Returns:
@@ -142,6 +145,8 @@ class Recommender:
       raise ValueError(
         f"k={k} must be at least 1, on_unknown={on_unknown!r} error or skip"
       )
+    if beam_width is None:
+      beam_width = self.system.config.evaluation.beam_width
     items, scores = [], []
     for start in rich.progress.track(
       range(0, len(requests), self._batch_size),
@@ -188,6 +193,31 @@ class Recommender:
     self, rows: list[_Row], k: int, beam_width: int, filter_seen: bool
   ) -> tuple[np.ndarray, np.ndarray]:
     """Dense items and scores of at most a batch of rows."""
+    seen = [row.items for row in rows]
+    width = max(k, beam_width)
+    if self.system.index is None:
+      # Scoring all items makes a longer list free, and then it is full. A
+      # power of two, so that few lengths are ever compiled.
+      longest = max(map(len, seen)) if filter_seen else 0
+      width = 2 ** (k + longest - 1).bit_length()
+    found = self._search(rows, width, [row.allowed for row in rows])
+    items, scores = retrieval.finish(*found, seen, k, filter_seen)
+    if self.system.index is None or not filter_seen:
+      return items, scores
+    short = np.flatnonzero(items[:, -1] == 0)
+    if len(short):
+      again = [rows[place] for place in short]
+      found = self._search(again, width, [self._unseen(row) for row in again])
+      items[short], scores[short] = retrieval.finish(*found, seen, k, False)
+    return items, scores
+
+  def _search(
+    self,
+    rows: list[_Row],
+    width: int,
+    allowed: Sequence[np.ndarray | None],
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of each row; `allowed` are dense ids or None, row by row."""
     size = self._padded(len(rows))
     batch = pipeline.request_batch(
       [row.items for row in rows],
@@ -197,43 +227,43 @@ class Recommender:
       self.system.config.pipeline,
       size,
     )
-    seen = [row.items for row in rows]
-    longest = max(map(len, seen)) if filter_seen else 0
-    width = max(k, beam_width)
-    if self.system.index is None:
-      # Scoring all items makes a longer list free, and then it is full. A
-      # power of two, so that few lengths are ever compiled.
-      width = 2 ** (k + longest - 1).bit_length()
     width = min(width, self._prepared.num_items)
     if width not in self._retrieve:
       self._retrieve[width] = retrieval.make_retrieve(
         self.system.model, self.system.index, width
       )
     sharding = partitioning.batch_sharding(self._mesh)
-    batch, allowed = jax.device_put(
-      (batch, self._allowed(rows, size)), sharding
+    batch, mask = jax.device_put(
+      (batch, self._allowed_mask(allowed, size)), sharding
     )
     with jax.set_mesh(self._mesh):
-      found = self._retrieve[width](
-        self._params, batch, self._catalogue, allowed
-      )
+      found = self._retrieve[width](self._params, batch, self._catalogue, mask)
     items, scores = (x[: len(rows)] for x in jax.device_get(found))
-    return retrieval.finish(items, scores, seen, k, filter_seen)
+    return items, scores
+
+  def _unseen(self, row: _Row) -> np.ndarray:
+    """What a row may be recommended besides its history."""
+    allowed = row.allowed
+    if allowed is None:
+      allowed = np.arange(1, self._prepared.num_items + 1, dtype=np.int32)
+    return np.setdiff1d(allowed, row.items)
 
   def _padded(self, count: int) -> int:
     """Rows of the batch for so many requests: few different shapes."""
     rows = min(2 ** (count - 1).bit_length(), self._batch_size)
     return -(-rows // self._mesh.size) * self._mesh.size
 
-  def _allowed(self, rows: list[_Row], size: int) -> np.ndarray | None:
-    if all(row.allowed is None for row in rows):
+  def _allowed_mask(
+    self, allowed: Sequence[np.ndarray | None], size: int
+  ) -> np.ndarray | None:
+    if all(items is None for items in allowed):
       return None
-    allowed = np.ones((size, self._prepared.num_items + 1), bool)
-    for place, row in enumerate(rows):
-      if row.allowed is not None:
-        allowed[place] = False
-        allowed[place, row.allowed] = True
-    return allowed
+    mask = np.ones((size, self._prepared.num_items + 1), bool)
+    for place, items in enumerate(allowed):
+      if items is not None:
+        mask[place] = False
+        mask[place, items] = True
+    return mask
 
   def _row(self, request: Request, place: int, on_unknown: str) -> _Row:
     """Dense ids and buckets of a request, `place` in the caller's list."""
@@ -241,7 +271,14 @@ class Recommender:
     stored = None
     if request.history is None and request.user is None:
       raise ValueError(f"{where} has neither a user nor a history")
-    if request.history is None or str(request.user) in self._users:
+    known = str(request.user) in self._users
+    if request.history is None and not known and on_unknown == "skip":
+      warnings.warn(
+        f"{where}: user {request.user!r} is not known, a newcomer's answer",
+        stacklevel=4,
+      )
+      request = dataclasses.replace(request, history=())
+    if request.history is None or known:
       stored = self._record(request.user, where)
     bucketing = self._prepared.manifest["bucketing"]
     if stored is None or request.user_columns:

@@ -16,6 +16,7 @@ from typing import Any
 import grain
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from onerec_jax import checkpoint, files, partitioning
@@ -176,7 +177,12 @@ class _Loop:
 
   def run(self, train_state, step_fn, catalogue, index, start) -> Progress:
     """Steps from `start` to the end."""
-    previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+    if self._stopped_early():  # and was cut off before it could say so
+      return self._progress
+    several = jax.process_count() > 1
+    if not several:
+      # With several, JAX's coordination service listens for the signal.
+      previous = signal.signal(signal.SIGTERM, self._on_sigterm)
     sharding = partitioning.batch_sharding(self._mesh)
     try:
       for done in range(start + 1, self._num_steps + 1):
@@ -186,6 +192,8 @@ class _Loop:
         with jax.transfer_guard("disallow"):
           train_state, sums = step_fn(train_state, batch, catalogue, index)
         self._window.sums.append(sums)
+        if several:
+          self._preempted = multihost_utils.reached_preemption_sync_point(done)
         last = done == self._num_steps
         validates = last or done % self._validate_every == 0
         saves = validates or done % self._save_every == 0 or self._preempted
@@ -203,18 +211,20 @@ class _Loop:
         self._window.seconds += time.perf_counter() - clock
         if fetched:
           self._log(done, fetched)
-        stop = validates and self._validated(done, train_state)
+        if validates:
+          self._validated(done, train_state)
         if saves:
           self._save(done, train_state)
+        if validates and self._stopped_early():
+          break
         if self._preempted and saves and not last:
           self._checkpoints.wait()
           self.writer.say(f"preempted: saved step {done}, run again to resume")
           raise SystemExit(PREEMPTED)
-        if stop:
-          break
       self._checkpoints.wait()
     finally:
-      signal.signal(signal.SIGTERM, previous)
+      if not several:
+        signal.signal(signal.SIGTERM, previous)
       self._end_profile()  # a run may be shorter than its window
       self.writer.close()
     return self._progress
@@ -270,8 +280,11 @@ class _Loop:
         "optimizer.learning_rate, or set training.on_nan=skip to go on"
       )
 
-  def _validated(self, done, train_state) -> bool:
-    """Validates, keeps the best parameters; whether to stop early."""
+  def _stopped_early(self) -> bool:
+    return 0 < self.config.training.patience <= self._progress.worse
+
+  def _validated(self, done, train_state) -> None:
+    """Validates and keeps the best parameters."""
     metrics = self._validate(train_state.params)
     self.writer.write(done, "validation", metrics)
     select = self.config.evaluation.select
@@ -290,8 +303,6 @@ class _Loop:
       f"step {done:>6}/{self._num_steps}  validation {select} "
       f"{metrics[select]:.4f}" + (" (best so far)" if better else "")
     )
-    patience = self.config.training.patience
-    return 0 < patience <= progress.worse
 
   def _profile(self, step_of_run):
     steps = self.config.training.profile_steps

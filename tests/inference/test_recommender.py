@@ -200,6 +200,29 @@ def test_every_way_to_say_the_same_gives_the_same(workdir, recommenders, name):
   np.testing.assert_allclose(many[1], scores * 2, rtol=1e-4)
 
 
+def test_a_beam_full_of_seen_items_still_gives_a_full_list(
+  workdir, recommenders
+):
+  """As many beams as items wanted: every seen item in it costs a place."""
+  recommender, rows = recommenders["lazy_decoder"], events_of(workdir, "u-4")
+  scores = ranking(workdir, recommender, rows, "Rome")
+  seen = {row["item_id"] for row in rows}
+  width = ITEMS - len(seen)
+  in_beam = recommender.recommend(
+    [Request(user="u-4")], k=width, beam_width=width, filter_seen=False
+  )
+  assert seen & set(in_beam[0][0]), "or the test shows nothing"
+  others = [Request(history=["it_1"]), Request(user="u-4")]
+  items, values = recommender.recommend(others, k=width, beam_width=width)
+  want = sorted(set(scores) - seen, key=scores.get, reverse=True)
+  assert items[1] == want
+  np.testing.assert_allclose(
+    values[1], [scores[i] for i in want], rtol=1e-4, atol=1e-4
+  )
+  assert len(items[0]) == width
+  assert "it_1" not in items[0]
+
+
 def test_allowed_items_are_each_requests_own(recommenders):
   allowed = ["it_7", "it_1", "it_11"]
   for recommender in recommenders.values():
@@ -229,6 +252,11 @@ def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
   assert items == recommender.recommend([fine])[0]
   with pytest.raises(ValueError, match="request 0: user 'nobody' is not in"):
     recommender.recommend([Request(user="nobody")])
+  with pytest.warns(UserWarning, match="user 'nobody' is not known"):
+    items, _ = recommender.recommend(
+      [Request(user="nobody")], on_unknown="skip"
+    )
+  assert items == recommender.recommend([Request(history=[])])[0]
   with pytest.raises(ValueError, match="neither a user nor a history"):
     recommender.recommend([Request()])
   with pytest.raises(ValueError, match="2 values of rating for 1 events"):

@@ -130,6 +130,25 @@ def test_the_best_validation_is_kept_and_training_stops_early(tiny, tmp_path):
   )
 
 
+@pytest.mark.parametrize("cut", ["signal", "kill"])
+def test_a_run_that_stopped_early_stays_stopped(tiny, tmp_path, cut):
+  """Cut off in the deciding validation, or before it could say it ended."""
+  values = iter([0.5, 0.1, 0.9])
+  settings = dict(validate_every=2, patience=1, num_steps=8)
+
+  def validate(params):
+    value = next(values)
+    if cut == "signal" and value == 0.1:
+      signal.raise_signal(signal.SIGTERM)
+    return {"ndcg@10": value}
+
+  for _ in range(2):
+    progress = _train(tiny, tmp_path, validate, **settings)
+    assert (progress.best, progress.best_step) == (0.5, 2)
+  assert files.read_json(tmp_path / "best.json") == {"step": 2}
+  assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 4
+
+
 def test_an_unknown_selection_metric_is_named(tiny, tmp_path):
   with pytest.raises(ValueError, match="ndcg@10.*recall@5"):
     _train(tiny, tmp_path, lambda params: {"recall@5": 0.0})
