@@ -1,4 +1,8 @@
-"""The item and user tables: dense ids, counts and bucketed features."""
+"""The item and user tables: dense ids, counts and bucketed features.
+
+What the source gave is carried along under its own name; where that is one of
+the names below, it becomes `given_<name>`, so that nothing replaces anything.
+"""
 
 from collections.abc import Mapping
 
@@ -9,9 +13,11 @@ from onerec_jax.data import features, shards
 
 _ITEM_CODES = ("category", "author_id")
 _ITEM_NUMBERS = ("duration_ms", "price")
-_USER_COUNTS = ("user_id", "num_events", "training_events")
+_OWN = ("raw_id", "count", "num_events", "training_events")
+_GIVEN_PREFIX = "given_"
 
 Specs = dict[str, features.Spec]
+Values = pa.Array | pa.ChunkedArray
 
 
 def item_table(items: pa.Table, counts: np.ndarray) -> tuple[pa.Table, Specs]:
@@ -32,44 +38,58 @@ def item_table(items: pa.Table, counts: np.ndarray) -> tuple[pa.Table, Specs]:
       specs[name] = {"kind": "log2"}
       values = items[name].cast(pa.float64()).to_numpy()
       columns[name] = features.bucket_numbers(specs[name], values)
+  kept = {n: items[n] for n in items.schema.names if n != "item_id"}
   for name in ("title", "text"):
-    if name not in items.schema.names:
-      nulls = pa.nulls(items.num_rows, pa.string())
-      items = items.append_column(name, nulls)
-  items = items.append_column("count", pa.array(counts, pa.int64()))
-  return _dense("item_id", items, columns), specs
+    kept.setdefault(name, pa.nulls(items.num_rows, pa.string()))
+  kept = _carried(kept) | {"count": pa.array(counts, pa.int64())}
+  return _dense("item_id", items["item_id"], kept, columns), specs
 
 
 def user_table(
-  users: pa.Table,
+  users: pa.Table, statics: Mapping[str, pa.ChunkedArray]
 ) -> tuple[pa.Table, Specs, dict[str, np.ndarray]]:
   """What prepared/users.parquet holds; specs and codes of static features.
 
   Args:
-    users: in dense order: user_id, num_events, training_events and static
-      columns. Codes are fitted on users with training events.
+    users: in dense order: user_id, num_events and training_events.
+    statics: name → column in the same order, whatever its name. Codes are
+      fitted on users with training events.
   """
   training = (users["training_events"].to_numpy() > 0).astype(np.int64)
   specs: Specs = {}
   columns: dict[str, np.ndarray] = {}
-  for name in users.schema.names:
-    nested = pa.types.is_nested(users.schema.field(name).type)
-    if name not in _USER_COUNTS and not nested:
-      specs[name] = features.fit_codes(users[name], training)
-      columns[name] = features.bucket_codes(specs[name], users[name])
-  return _dense("user_id", users, columns), specs, columns
+  for name, values in statics.items():
+    if not pa.types.is_nested(values.type):
+      specs[name] = features.fit_codes(values, training)
+      columns[name] = features.bucket_codes(specs[name], values)
+  kept = {n: users[n] for n in ("num_events", "training_events")}
+  kept |= _carried(statics)
+  return _dense("user_id", users["user_id"], kept, columns), specs, columns
 
 
 def _dense(
-  id_name: str, table: pa.Table, columns: Mapping[str, np.ndarray]
+  id_name: str,
+  ids: pa.ChunkedArray,
+  kept: Mapping[str, Values],
+  columns: Mapping[str, np.ndarray],
 ) -> pa.Table:
-  """Adds dense ids and features; the raw id becomes `raw_id`."""
-  names = [n for n in table.schema.names if n != id_name]
-  dense = pa.array(np.arange(1, table.num_rows + 1, dtype=np.int32))
-  built = {id_name: dense, "raw_id": table[id_name]}
-  built |= {name: table[name] for name in names}
+  """Dense ids, raw ids, what is kept as it is, and features."""
+  dense = pa.array(np.arange(1, len(ids) + 1, dtype=np.int32))
+  built = {id_name: dense, "raw_id": ids}
+  built |= kept
   built |= {
     shards.FEATURE_PREFIX + name: pa.array(values)
     for name, values in columns.items()
   }
   return pa.table(built)
+
+
+def _carried(given: Mapping[str, Values]) -> dict[str, Values]:
+  """Given columns by the names they keep; no two of them become one."""
+  prefixes = (shards.FEATURE_PREFIX, _GIVEN_PREFIX)
+  return {
+    _GIVEN_PREFIX + name
+    if name in _OWN or name.startswith(prefixes)
+    else name: values
+    for name, values in given.items()
+  }

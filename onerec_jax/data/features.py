@@ -10,6 +10,7 @@ the way the shards were: `bucketing[table][feature]` is a *spec* with a `kind`:
   codes  1 + the place of x in `values`, most frequent first; categories.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ MAX_CODES = 1000
 """Categories beyond the most frequent thousand are 0."""
 MAX_EDGES = 32
 _MAX_LOG2 = 40
+_WHOLE = re.compile(r"-?\d+\.0")
 
 Spec = dict[str, Any]
 
@@ -62,11 +64,16 @@ def bucket_numbers(spec: Spec, values: np.ndarray) -> np.ndarray:
 def bucket_codes(
   spec: Spec, values: pa.Array | pa.ChunkedArray | Sequence[Any]
 ) -> np.ndarray:
-  """Codes of categories [n] as int32 [n]; unknown ones are 0."""
+  """Codes of categories [n] as int32 [n]; unknown ones are 0.
+
+  Values of a request, a plain sequence, are matched however they are spelt:
+  3, 3.0, "3" and "3.0" are one category, and so are True and "true".
+  """
   if not isinstance(values, pa.Array | pa.ChunkedArray):
-    values = pa.array([None if v is None else str(v) for v in values])
+    spelt = [_spelt(value, spec["values"]) for value in values]
+    values = pa.array(spelt, pa.string())
   known = pa.array(spec["values"], pa.string())
-  places = pc.index_in(values.cast(pa.string()), value_set=known)
+  places = pc.index_in(_as_text(values), value_set=known)
   codes = pc.fill_null(pc.add(places, 1), 0)
   return np.asarray(codes.to_numpy(zero_copy_only=False), np.int32)
 
@@ -82,13 +89,46 @@ def fit_codes(values: pa.Array | pa.ChunkedArray, weights: np.ndarray) -> Spec:
     A spec; categories of no weight were never trained on and stay unknown.
   """
   table = pa.table(
-    {"value": values.cast(pa.string()), "weight": np.asarray(weights, np.int64)}
+    {"value": _as_text(values), "weight": np.asarray(weights, np.int64)}
   )
   table = table.filter(pc.is_valid(table["value"]))
   table = table.group_by("value").aggregate([("weight", "sum")])
   table = table.filter(pc.greater(table["weight_sum"], 0))
   table = table.sort_by([("weight_sum", "descending"), ("value", "ascending")])
   return {"kind": "codes", "values": table["value"][:MAX_CODES].to_pylist()}
+
+
+def _as_text(
+  values: pa.Array | pa.ChunkedArray,
+) -> pa.Array | pa.ChunkedArray:
+  """Categories as text; NaN and empty text are no category."""
+  if pa.types.is_floating(values.type):
+    missing = pa.scalar(None, values.type)
+    values = pc.if_else(pc.is_nan(values), missing, values)
+  text = values.cast(pa.string())
+  return pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text)
+
+
+def _spelt(value: Any, known: Sequence[str]) -> str | None:
+  """A request's value as the tables spell it; as it is if they do not."""
+  if value is None:
+    return None
+  try:
+    # The cast of the tables: Parquet's True is "true" there, its 3.0 is "3".
+    text = _as_text(pa.array([value]))[0].as_py()
+  except (pa.ArrowException, OverflowError, UnicodeError):
+    text = str(value)
+  if text is None or text in known:
+    return text
+  # A CSV file keeps its own spelling: "True", "3.0".
+  plain = _plain(text)
+  return next((other for other in known if _plain(other) == plain), text)
+
+
+def _plain(text: str) -> str:
+  if text.lower() in ("true", "false"):
+    return text.lower()
+  return text.removesuffix(".0") if _WHOLE.fullmatch(text) else text
 
 
 def gaps(timestamps: np.ndarray, first: np.ndarray) -> np.ndarray:

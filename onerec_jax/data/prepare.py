@@ -51,7 +51,6 @@ from onerec_jax.data import (
 from onerec_jax.data import engine as engine_lib
 
 PREPARED = "prepared"
-
 _NUMBERS = ("rating", "play_time_ms")
 PLACES = ("data_dir", "events", "items", "users")
 """Where files lie is no part of what they say: their content is hashed."""
@@ -172,6 +171,8 @@ class _Preparation:
     self.out.mkdir()
     self.progress = progress
     self.eventless_users = 0
+    self.notes = list(self.source.get("notes", []))
+    self.milliseconds = "timestamp_ms" in tables.events.schema.names
     self.tables, self.skipped = schema.validate(tables, config.on_bad_row)
 
   def run(self, memory_limit: str) -> dict[str, Any]:
@@ -183,10 +184,11 @@ class _Preparation:
         self.temporary / "events.parquet",
         () if "request_id" in self.columns else ("request_id",),
       )
+      self._check_times()
       boundaries = self._order()
       counts = self._counts()
       items, self.item_specs = entities.item_table(*self._items())
-      users, self.user_specs, codes = entities.user_table(self._users())
+      users, self.user_specs, codes = entities.user_table(*self._users())
       self.event_specs = self._fit_events()
       pq.write_table(items, self.out / shards.ITEMS)
       pq.write_table(users, self.out / shards.USERS)
@@ -222,6 +224,16 @@ class _Preparation:
     self.unused = sorted(
       set(reader.schema.names) - {*core, *self.numbers, *self.flags}
     )
+
+  def _check_times(self) -> None:
+    """Warns where seconds were given as milliseconds, as it seems."""
+    if self.milliseconds:
+      (times,) = self.engine.rows(
+        "SELECT min(timestamp_ms) AS low, max(timestamp_ms) AS high FROM events"
+      ).to_pylist()
+      if note := schema.seconds_note(**times):
+        self.notes.append(note)
+        self.progress.console.print(f"warning: {note}", markup=False)
 
   def _order(self) -> dict[str, int] | None:
     """Filters, orders and splits events; gives the boundaries of a split."""
@@ -299,8 +311,8 @@ class _Preparation:
     counts[counted["dense_item"].to_numpy() - 1] = counted["events"].to_numpy()
     return given, counts
 
-  def _users(self) -> pa.Table:
-    """Users in dense order with their events and static columns."""
+  def _users(self) -> tuple[pa.Table, dict[str, pa.ChunkedArray]]:
+    """Users in dense order with their events, and their static columns."""
     self.engine.create("user_ids", queries.user_ids())
     users = self.engine.rows(
       "SELECT user_id, CAST(num_events AS BIGINT) AS num_events, "
@@ -308,15 +320,13 @@ class _Preparation:
       "ORDER BY dense_user"
     )
     given = self.tables.users
-    if given is not None:
-      ids = given["user_id"].combine_chunks()
-      rows = pc.index_in(users["user_id"], value_set=ids)
-      matched = len(rows) - rows.null_count
-      self.eventless_users = given.num_rows - matched
-      for name in given.schema.names:
-        if name != "user_id":
-          users = users.append_column(name, given[name].take(rows))
-    return users
+    if given is None:
+      return users, {}
+    ids = given["user_id"].combine_chunks()
+    rows = pc.index_in(users["user_id"], value_set=ids)
+    self.eventless_users = given.num_rows - len(rows) + rows.null_count
+    names = [name for name in given.schema.names if name != "user_id"]
+    return users, {name: given[name].take(rows) for name in names}
 
   def _fit_events(self) -> entities.Specs:
     """Bucketing of event features, from the training split."""
@@ -363,7 +373,7 @@ class _Preparation:
       "dataset": self.config.dataset,
       "split": self.config.split,
       "inputs": self.source.get("files", {}),
-      "notes": list(self.source.get("notes", [])),
+      "notes": self.notes,
       "num_users": users.num_rows,
       "num_items": items.num_rows,
       "num_events": int(lengths.sum()),

@@ -4,7 +4,8 @@ A dataset module gives `Tables` with whatever types its files have; `validate`
 turns them into the types below, row by row, and names every row it cannot
 accept. Columns that stand in no list are kept: of events they may be used in
 `prepare.where`, of items they are carried along, of users they are static
-features. Units: milliseconds, degrees, the source's own currency.
+features. Event columns must differ in more than case: SQL tells no others
+apart. Units: milliseconds, degrees, the source's own currency.
 """
 
 import collections
@@ -38,6 +39,9 @@ STAGE_PREFIX = "stage_"
 """Event columns named so are flags too: stages of the funnel passed."""
 
 _ROWS = 1 << 18
+
+# As seconds 1973 to 5138, as milliseconds the first years of the epoch.
+_SECONDS = (10**8, 10**11)
 
 
 EVENTS = {
@@ -138,6 +142,25 @@ def validate(
   return Tables(events, items, users, source), skipped
 
 
+def seconds_note(low: int | None, high: int | None) -> str:
+  """What to say of event times, in milliseconds, that look like seconds.
+
+  Args:
+    low: the earliest; None: there are no events.
+    high: the latest.
+
+  Returns:
+    A sentence, or nothing where the times may well be milliseconds.
+  """
+  if low is None or high is None or low < _SECONDS[0] or high > _SECONDS[1]:
+    return ""
+  return (
+    f"every timestamp_ms lies from {low} to {high}: as milliseconds that is "
+    "1970 to 1973, so these look like seconds; if they are, name the column "
+    "timestamp instead, which takes seconds"
+  )
+
+
 def checksums(tables: Tables) -> dict[str, str]:
   """What went in: checksums of the raw files, or of tables in memory.
 
@@ -185,25 +208,50 @@ class _Check:
 
   def table(self, table: pa.Table) -> pa.Table:
     """All good rows of a table that fits into memory."""
-    return self.reader(table, ordinal=False).read_all().drop(["source_row"])
+    return self._reader(table, ()).read_all()
 
   def reader(
     self, table: pa.Table | pa.RecordBatchReader, ordinal: bool
   ) -> pa.RecordBatchReader:
     """The good rows as a stream, with their source row."""
+    numbered = ("timestamp_ms", "source_row") if ordinal else ("source_row",)
+    self._check_sql_names(table.schema.names, numbered)
+    return self._reader(table, numbered)
+
+  def _reader(
+    self, table: pa.Table | pa.RecordBatchReader, numbered: tuple[str, ...]
+  ) -> pa.RecordBatchReader:
+    """The good rows; `numbered` names columns to fill with the source row."""
     given = self._check_names(table.schema)
     fields = [pa.field(n, self._type(n, table.schema)) for n in given]
-    if ordinal:
-      fields.append(pa.field("timestamp_ms", pa.int64()))
-    schema = pa.schema([*fields, pa.field("source_row", pa.int64())])
+    fields += [pa.field(name, pa.int64()) for name in numbered]
+    schema = pa.schema(fields)
     batches = (
       table.to_batches(max_chunksize=_ROWS)
       if isinstance(table, pa.Table)
       else table
     )
     return pa.RecordBatchReader.from_batches(
-      schema, self._batches(batches, given, schema, ordinal)
+      schema, self._batches(batches, given, schema, numbered)
     )
+
+  def _check_sql_names(
+    self, names: list[str], numbered: tuple[str, ...]
+  ) -> None:
+    """Refuses names that SQL would take for another column's."""
+    first: dict[str, str] = {}
+    for name in names:
+      if name.lower() in numbered:
+        raise TableError(
+          f"{self.file}: column {name!r} has a name that the preparation "
+          "needs for a column of its own; rename it"
+        )
+      other = first.setdefault(name.lower(), name)
+      if other != name:
+        raise TableError(
+          f"{self.file}: columns {other!r} and {name!r} differ only in case, "
+          "which SQL does not tell apart; rename one of them"
+        )
 
   def _check_names(self, schema: pa.Schema) -> list[str]:
     """The names of the typed columns, `timestamp` read as `timestamp_ms`."""
@@ -224,7 +272,9 @@ class _Check:
           f"{names}. Rename the column that holds it."
         )
     for name in names:
-      near = difflib.get_close_matches(name, self.columns, 1, cutoff=0.85)
+      near = difflib.get_close_matches(
+        name.lower(), self.columns, 1, cutoff=0.85
+      )
       if name not in self.columns and near and near[0] not in names:
         raise TableError(
           f"{self.file}: unknown column {name!r}; rename it to {near[0]!r} if "
@@ -257,7 +307,7 @@ class _Check:
     batches: Any,
     given: list[str],
     schema: pa.Schema,
-    ordinal: bool,
+    numbered: tuple[str, ...],
   ) -> Iterator[pa.RecordBatch]:
     first = 1
     for batch in batches:
@@ -270,32 +320,45 @@ class _Check:
           typed[name] = array
           continue
         typed[name], problems = columns_lib.convert(array, column, raw)
-        problems |= self._references(name, typed[name])
+        problems |= self._unknown_items(name, typed[name])
         for row, problem in problems.items():
           bad.setdefault(row, (raw, problem, array[row].as_py()))
+      self._note_repeated(typed, batch, bad)
       rows = pa.array(range(first, first + len(batch)), pa.int64())
-      if ordinal:
-        typed["timestamp_ms"] = rows
-      typed["source_row"] = rows
+      typed |= dict.fromkeys(numbered, rows)
       good = pa.RecordBatch.from_arrays(
         [typed[n] for n in schema.names], schema=schema
       )
       yield self._drop(good, bad, first)
       first += len(batch)
 
-  def _references(self, name: str, ids: pa.Array) -> dict[int, str]:
-    """Unknown items of events; ids that stand twice in items or users."""
-    if name == "item_id" and self.known_items is not None:
-      known = pc.is_in(ids, value_set=self.known_items)
-      wrong = pc.indices_nonzero(pc.and_not(pc.is_valid(ids), known))
-      return dict.fromkeys(wrong.to_pylist(), "not in the items table")
-    problems = {}
-    if self.seen is not None and self.columns[name].required:
-      for row, value in enumerate(ids.to_pylist()):
-        if value in self.seen:
-          problems[row] = "stands there already"
-        self.seen.add(value)
-    return problems
+  def _unknown_items(self, name: str, ids: pa.Array) -> dict[int, str]:
+    if name != "item_id" or self.known_items is None:
+      return {}
+    known = pc.is_in(ids, value_set=self.known_items)
+    wrong = pc.indices_nonzero(pc.and_not(pc.is_valid(ids), known))
+    return dict.fromkeys(wrong.to_pylist(), "not in the items table")
+
+  def _note_repeated(
+    self,
+    typed: dict[str, pa.Array],
+    batch: pa.RecordBatch,
+    bad: dict[int, tuple],
+  ) -> None:
+    """Adds ids that stand twice in items or users to the bad rows.
+
+    Comes last: a row that is bad for another reason does not take the id from
+    a good one after it.
+    """
+    if self.seen is None:
+      return
+    (key,) = (name for name, column in self.columns.items() if column.required)
+    for row, value in enumerate(typed[key].to_pylist()):
+      if row in bad:
+        continue
+      if value in self.seen:
+        bad[row] = (key, "stands there already", batch[key][row].as_py())
+      self.seen.add(value)
 
   def _drop(
     self, batch: pa.RecordBatch, bad: dict[int, tuple], first: int

@@ -1,6 +1,9 @@
 import gzip
+import http.client
+import io
 import pathlib
 import urllib.error
+import urllib.request
 import zipfile
 
 import numpy as np
@@ -189,6 +192,45 @@ def test_mirrors_are_checked_and_kept(tmp_path, monkeypatch, capsys):
   assert "downloading from three" in capsys.readouterr().err
 
 
+class Torn(io.BytesIO):
+  """An answer that stops half-way."""
+
+  def read(self, *args):
+    raise http.client.IncompleteRead(b"half", 96)
+
+
+def test_a_torn_download_tries_the_next_mirror(tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.delenv("ONEREC_DATA", raising=False)
+  answers = {"http://one": Torn(), "http://two": io.BytesIO(b"a")}
+  monkeypatch.setattr(
+    urllib.request, "urlopen", lambda url, timeout: answers[url]
+  )
+  mirrors = {
+    url: lambda folder, url=url: download.fetch_url(url, folder / "a.txt")
+    for url in answers
+  }
+  source = download.Source("set", ("a.txt",), "", {}, mirrors)
+  folder = download.find(source)
+  assert (folder / "a.txt").read_text() == "a"
+  assert "tried http://one: IncompleteRead" in capsys.readouterr().err
+
+
+def test_every_file_of_movielens_is_checked(real_data, tmp_path):
+  real = real_data("movielens_100k")
+  source = movielens.SOURCE_100K
+  assert set(source.sha256) == set(source.files)
+  assert set(movielens.SOURCE_SMALL.sha256) == set(movielens.SOURCE_SMALL.files)
+  for name in source.files:
+    (tmp_path / name).write_bytes((real / name).read_bytes())
+  assert not download._problem(source, tmp_path)
+  for name in source.files:
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content.replace(b"1", b"2", 1))
+    assert f"{name} has sha256" in download._problem(source, tmp_path)
+    (tmp_path / name).write_bytes(content)
+
+
 def test_the_sites_files_become_the_same_atomic_files(real_data, tmp_path):
   """Rewrites the atomic files in the site's own format, then back."""
   folder = real_data("movielens_100k")
@@ -200,8 +242,9 @@ def test_the_sites_files_become_the_same_atomic_files(real_data, tmp_path):
 
   def site_item(line):
     number, title, year, names = line.split("\t")
-    if year.isdigit() or year == "V":
-      title = f"{title} ({year})"
+    # As they stand there: no year, and a blank after one.
+    title = "unknown" if number == "267" else f"{title} ({year})"
+    title += " " * (number == "1635")
     flags = "|".join(str(int(g in names.split(" "))) for g in genres)
     return f"{number}|{title}|01-Jan-{year}||http://x|{flags}"
 
@@ -213,16 +256,9 @@ def test_the_sites_files_become_the_same_atomic_files(real_data, tmp_path):
     "\n".join(map(site_item, items)) + "\n", encoding="latin-1"
   )
   movielens.to_atomic(tmp_path)
-  for name in ("ml-100k.inter", "ml-100k.user"):
+  for name in movielens.SOURCE_100K.files:
     assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
-  rewritten = (tmp_path / "ml-100k.item").read_text().splitlines()[1:]
-  differ = [a for a, b in zip(rewritten, items, strict=True) if a != b]
-  # Item 267 has no title ("unkonwn" in the atomic file), and the year of
-  # 1412, a video, is "V" there.
-  assert [line.split("\t")[:3] for line in differ] == [
-    ["267", "unkonwn", "unknown"],
-    ["1412", "Land Before Time III: The Time of the Great Giving", "1995"],
-  ]
+  assert not download._problem(movielens.SOURCE_100K, tmp_path)
 
 
 def test_unzip_names_what_is_missing(tmp_path):
@@ -295,6 +331,33 @@ def test_a_row_of_the_wrong_width(tmp_path):
   _, rows, skipped = own(tmp_path, text, on_bad_row="skip")
   assert rows["item_id"] == ["1", "4"]
   assert skipped == {"events: wrong number of fields": 1}
+
+
+UTF8 = "user_id,item_id,note\nu,1,caf\u00e9\n"
+LATE = "user_id,item_id,note\n" + "u,1,a\n" * 20_000 + "u,1,caf\u00e9\n"
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("kind", ["events", "items"])
+@pytest.mark.parametrize(
+  ("text", "encoding"),
+  [
+    (UTF8, "latin-1"),
+    (UTF8.replace("note", "caf\u00e9"), "latin-1"),
+    (UTF8, "utf-16"),
+    (LATE, "latin-1"),  # beyond what is read for the header
+  ],
+)
+def test_text_that_is_not_utf8(tmp_path, text, encoding, kind, suffix):
+  good = tmp_path / "good.csv"
+  good.write_text("user_id,item_id\nu,1\n")
+  path = tmp_path / f"bad.csv{suffix}"
+  with (gzip.open if suffix else open)(path, "wb") as file:
+    file.write(text.encode(encoding))
+  given = {"events": str(good)} | {kind: str(path)}
+  with pytest.raises(schema.TableError, match="not UTF-8.*iconv") as error:
+    datasets.load(PrepareConfig(dataset="tables", **given)).events.read_all()
+  assert str(error.value).startswith(f"{path}: ")
 
 
 @pytest.mark.parametrize(

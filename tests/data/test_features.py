@@ -1,3 +1,5 @@
+import datetime
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,6 +85,41 @@ def test_requests_are_bucketed_like_the_shards(tmp_path):
   unknown = features.event_features(bucketing, {}, np.array([5, 6]))
   assert unknown["click"].tolist() == [0, 0]
   assert features.user_features(bucketing, {"age": 99}) == {"age": 0}
+
+
+@pytest.mark.parametrize(
+  ("column", "requests"),
+  [
+    (pa.array([True, False]), [True, np.True_, "true", "True"]),
+    (pa.array(["True", "False"]), [True, np.True_, "true", "True"]),
+    (pa.array([3, 4]), [3, 3.0, "3", "3.0", np.int32(3), np.float32(3)]),
+    (pa.array([3.0, 4.5]), [3, 3.0, "3", "3.0", np.int64(3), np.float64(3)]),
+    (pa.array(["3", "x"]), [3, 3.0, "3", "3.0"]),
+    (pa.array(["3.0", "x"]), [3, 3.0, "3", "3.0"]),
+    (pa.array([0.1, 4.5]), [0.1, "0.1", np.float32(0.1)]),
+    (pa.array([1e-05, 4.5]), [1e-05]),
+    (pa.array([datetime.date(2024, 5, 6)]), [datetime.date(2024, 5, 6)]),
+  ],
+)
+def test_requests_are_spelt_like_the_tables(column, requests):
+  spec = features.fit_codes(column, np.arange(len(column), 0, -1))
+  assert features.bucket_codes(spec, column)[0] == 1
+  assert features.bucket_codes(spec, requests).tolist() == [1] * len(requests)
+  unknown = ["nothing", 33, 0.3, None, float("nan"), "", [3], object(), 2**70]
+  assert features.bucket_codes(spec, unknown).tolist() == [0] * len(unknown)
+
+
+def test_a_spelling_of_its_own_comes_first():
+  spec = {"kind": "codes", "values": ["3.0", "3", "TRUE", "true"]}
+  codes = features.bucket_codes(spec, ["3.0", "3", 3, True, "TRUE", "True"])
+  assert codes.tolist() == [1, 2, 2, 4, 3, 3]
+
+
+def test_nan_and_empty_text_are_no_categories():
+  for values in (pa.array([np.nan, 2.0]), pa.array(["", "2"])):
+    spec = features.fit_codes(values, np.array([5, 1]))
+    assert spec["values"] == ["2"]
+    assert features.bucket_codes(spec, values).tolist() == [0, 1]
 
 
 def test_categories_are_no_numbers():

@@ -86,7 +86,19 @@ def test_bad_row_is_named_or_skipped(column, values, match):
       EVENTS | {"playtime_ms": [1, 2, 3]},
       "unknown column 'playtime_ms'; rename it to 'play_time_ms'",
     ),
+    (EVENTS | {"Rating": [1, 2, 3]}, "'Rating'; rename it to 'rating'"),
+    (EVENTS | {"Request_ID": [1, 2, 3]}, "rename it to 'request_id'"),
     (EVENTS | {"timestamp": [1, 2, 3]}, "both timestamp and timestamp_ms"),
+    (EVENTS | {"source_row": [1, 2, 3]}, "log.csv: .*'source_row'.*rename it"),
+    (EVENTS | {"Source_Row": [1, 2, 3]}, "log.csv: .*'Source_Row'.*rename it"),
+    (
+      {"Item_ID": [1, 2, 3]} | EVENTS,
+      "'Item_ID' and 'item_id' differ only in case.*rename one",
+    ),
+    (
+      EVENTS | {"stage_a": [1, 1, 1], "stage_A": [0, 0, 0]},
+      "'stage_a' and 'stage_A' differ only in case",
+    ),
     (
       EVENTS | {"rating": [[1], [2], [3]]},
       "'rating' has type list.*cannot be read as float",
@@ -116,6 +128,31 @@ def test_item_that_stands_twice():
   checked, skipped = schema.validate(tables, "skip")
   assert checked.items["price"].to_pylist() == [1.0, 2.0]
   assert skipped == {"items.item_id: stands there already": 1}
+
+
+@pytest.mark.parametrize("table", ["items", "users"])
+def test_a_bad_row_does_not_take_an_id_from_a_good_one(table):
+  """The first good row stays, later ones of the same id are counted."""
+  if table == "items":
+    rows = {"item_id": ["y", "x", "x", "x"], "price": [1.0, -1.0, 2.0, 3.0]}
+    expected = {"item_id": ["y", "x"], "price": [1.0, 2.0]}
+    reason = "items.price: below 0"
+  else:
+    # No other column of users can be bad; an id that is absent takes none.
+    rows = {"user_id": [None, None, "a", "a"], "age": [1, 2, 3, 4]}
+    expected = {"user_id": ["a"], "age": [3]}
+    reason = "users.user_id: missing"
+  given = schema.Tables(pa.table(EVENTS), **{table: pa.table(rows)})
+  checked, skipped = schema.validate(given, "skip")
+  assert getattr(checked, table).to_pydict() == expected
+  key = next(iter(rows))
+  bad = 1 if table == "items" else 2
+  assert skipped == {reason: bad, f"{table}.{key}: stands there already": 1}
+
+
+def test_ordinal_time_has_no_other_times():
+  with pytest.raises(schema.TableError, match="'timestamp_ms'.*rename it"):
+    check(EVENTS, ordinal_time=True)
 
 
 @pytest.mark.parametrize(

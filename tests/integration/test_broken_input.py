@@ -5,6 +5,10 @@ recommending. The programs run in this process; what would be printed is the
 message looked at here.
 """
 
+import os
+import pathlib
+import shutil
+import subprocess
 from types import SimpleNamespace
 
 import jax
@@ -90,6 +94,14 @@ BROKEN = {
     csv([*ROWS, ("ann", "ghost", 9)]),
     ["events.csv", "row 16", "'ghost'", "not in the items table", "skip"],
   ),
+  "a column named as one of ours": (
+    csv([(*row, 5) for row in ROWS], "user_id,item_id,timestamp_ms,source_row"),
+    ["events.csv", "'source_row'", "rename it"],
+  ),
+  "a column that is there in two spellings": (
+    csv([(*row, 5) for row in ROWS], "user_id,item_id,timestamp_ms,Item_ID"),
+    ["events.csv", "'item_id' and 'Item_ID'", "rename one"],
+  ),
   "a field too many": (
     csv([*ROWS[:4], ("ann", "x", 9, "extra")]),
     ["events.csv", "row 5", "4 fields", "header has 3", "on_bad_row=skip"],
@@ -116,6 +128,20 @@ def test_a_broken_file_is_named_and_what_was_prepared_stays(door, case):
   stamp = (door.prepared / "manifest.json").stat().st_mtime_ns
   assert door(csv(ROWS), ITEMS)["num_events"] == 15
   assert (door.prepared / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_a_file_that_is_not_utf8_is_named(door):
+  path = door.folder / "latin.csv"
+  path.write_bytes(csv([("ren\u00e9", "x", 1)]).encode("latin-1"))
+  error = door(events=str(path))
+  for part in ("latin.csv", "not UTF-8", "Save it again"):
+    assert part in error
+
+
+def test_seconds_named_milliseconds_are_warned_of(door, capsys):
+  late = [(user, item, 1_700_000_000 + time) for user, item, time in ROWS]
+  assert "look like seconds" in door(csv(late), ITEMS)["notes"][0]
+  assert "warning: every timestamp_ms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["events", "items"])
@@ -249,3 +275,99 @@ def test_a_run_that_is_not_there_is_named(run, tmp_path):
     Recommender.load(run, "huge")
   with pytest.raises(ValueError, match=r"no trained run.*launch\.train"):
     Recommender.load(tmp_path)
+
+
+# The environment itself, with programs that stand for Python.
+
+PYTHON_STUB = """#!/bin/bash
+case "$*" in
+  *version_info*) exit {old} ;;
+  "-m venv"*) mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+  *install*-e*) echo "{name} $*" >> log; [[ ! -e fails ]] ;;
+esac
+"""
+
+
+@pytest.fixture
+def setup(tmp_path):
+  """launch/setup.sh in an empty project, on a PATH of these stubs."""
+  root = pathlib.Path(__file__).parents[2]
+  (tmp_path / "launch").mkdir()
+  shutil.copy(root / "launch" / "setup.sh", tmp_path / "launch")
+  for name in ("setup.cfg", "pyproject.toml"):
+    (tmp_path / name).write_text("")
+  programs = tmp_path / "bin"
+  programs.mkdir()
+
+  def run(new=(), **environment):
+    names = ("python3", "python3.11", "python3.12", "python3.13", "mine")
+    for name in names:
+      path = programs / name
+      path.write_text(PYTHON_STUB.format(name=name, old=int(name not in new)))
+      path.chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+    rest = {k: v for k, v in os.environ.items() if k != "PYTHON"}
+    return subprocess.run(
+      ["bash", "launch/setup.sh"], cwd=tmp_path, capture_output=True, text=True,
+      env=rest | {"PATH": path} | environment,
+    )  # fmt: skip
+
+  run.folder = tmp_path
+  run.log = lambda: (tmp_path / "log").read_text().splitlines()
+  return run
+
+
+@pytest.mark.parametrize(
+  ("new", "environment", "taken"),
+  [
+    (("python3", "python3.12"), {}, "python3"),
+    (("python3.12", "python3.13"), {}, "python3.12"),
+    (("python3.13",), {}, "python3.13"),
+    (("python3", "mine"), {"PYTHON": "mine"}, "mine"),
+  ],
+)
+def test_setup_takes_a_python_that_is_new_enough(
+  setup, new, environment, taken
+):
+  done = setup(new, **environment)
+  assert done.returncode == 0, done.stderr
+  (line,) = setup.log()
+  assert line.startswith(f"{taken} -m pip install")
+  assert line.endswith("-e .")
+  assert setup(new, **environment).stdout == ""  # nothing is left to do
+  assert len(setup.log()) == 1
+
+
+@pytest.mark.parametrize("environment", [{}, {"PYTHON": "mine"}])
+def test_setup_without_such_a_python_says_so(setup, environment):
+  done = setup(("python3",) if environment else (), **environment)
+  assert done.returncode == 1
+  assert "needs Python >= 3.11; name one with PYTHON=" in done.stderr
+  assert not (setup.folder / ".venv").exists()
+
+
+def test_setup_repairs_what_was_interrupted(setup):
+  """In the installing, in the making of .venv, and by a Python removed."""
+  (setup.folder / "fails").touch()
+  assert setup(("python3",)).returncode != 0
+  (setup.folder / "fails").unlink()
+  assert setup(("python3",)).returncode == 0
+  assert "--force-reinstall" in setup.log()[-1]
+  assert setup(("python3",)).stdout == ""
+  # No pip there, and nothing that says what is whole.
+  python = setup.folder / ".venv" / "bin" / "python"
+  rest = setup.folder / ".venv" / "half"
+  for broken in ("#!/bin/bash\nexit 1\n", None):
+    python.unlink()
+    if broken:
+      python.write_text(broken)
+      python.chmod(0o755)
+      (setup.folder / ".venv" / "unfinished").touch()
+    else:
+      python.symlink_to(setup.folder / "nowhere")
+      (setup.folder / ".venv" / "installed_base").unlink()
+    rest.touch()
+    done = setup(("python3",))
+    assert done.returncode == 0, done.stderr
+    assert not rest.exists()
+    assert setup(("python3",)).stdout == ""

@@ -7,6 +7,7 @@ content are refused, and the next place is tried.
 
 import dataclasses
 import hashlib
+import http.client
 import os
 import pathlib
 import shutil
@@ -121,7 +122,12 @@ def _download(source: Source, fetch: Fetch) -> str:
     folder.mkdir()
     try:
       fetch(folder)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
+    except (
+      OSError,
+      ValueError,
+      http.client.HTTPException,
+      subprocess.SubprocessError,
+    ) as error:
       return f"{type(error).__name__}: {error}"
     problem = _problem(source, folder)
     if not problem:
@@ -136,6 +142,7 @@ def fetch_url(url: str, path: pathlib.Path, md5: str = "") -> None:
 
   Raises:
     OSError: the site does not answer.
+    http.client.HTTPException: it answers wrongly, or stops half-way.
     ValueError: the content is not the published one.
   """
   with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:

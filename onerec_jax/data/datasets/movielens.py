@@ -1,8 +1,8 @@
 """MovieLens 100K (RecBole's atomic files) and MovieLens latest-small.
 
 100K also comes from its own site as `ml-100k.zip`; `u.data`, `u.item` and
-`u.user` are then rewritten as the atomic files. Events and users come out
-byte for byte the same and are checked so; titles are spelled as on the site.
+`u.user` are then rewritten as the atomic files, byte for byte the same, and
+checked so: a result is one whichever mirror the files came from.
 
 The tags of latest-small are left out: users wrote them at some time, many
 after the events one would predict, so as item text they would leak.
@@ -159,10 +159,11 @@ def to_atomic(folder: pathlib.Path) -> None:
 
   items = []
   for fields in rows("u.item", "|"):
-    # "Toy Story (1995)"; videos end in "(V)", a few titles have no year.
-    pattern = r"(.*?)\s*\((\d{4})\)\s*(?:\(V\))?\s*"
-    match = re.fullmatch(pattern, fields[1])
-    title, year = match.groups() if match else (fields[1], "unknown")
+    # "Toy Story (1995)". RecBole takes whatever stands in the last brackets
+    # for the year, also the "V" of the one video, "… (1995) (V)", and spells
+    # the one item without brackets so.
+    match = re.fullmatch(r"(.*?)\s*\(([^()]*)\)\s*", fields[1])
+    title, year = match.groups() if match else ("unkonwn", "unkonwn")
     kinds = [g for g, flag in zip(_GENRES, fields[5:]) if flag == "1"]
     items.append([fields[0], title, year, " ".join(kinds)])
   _write_atomic(
@@ -211,6 +212,9 @@ SOURCE_100K = download.Source(
   sha256={
     "ml-100k.inter": (
       "4edb74e2a81178c2ba9ff381495f754f996c4aea351b1272ca36b43da0935eff"
+    ),
+    "ml-100k.item": (
+      "51d7cdf777ce5c0f5b32c1d947a4a81fe07d75e78abbe761e0cd4d0756064532"
     ),
     "ml-100k.user": (
       "4f670007d9cfbeb9807e757209af1555b9bcc186bde25e767f67cb67c6dd5972"

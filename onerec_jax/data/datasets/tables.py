@@ -1,9 +1,10 @@
 """Your own tables: CSV, TSV (either may end in .gz) or Parquet.
 
-Columns are named as in schema.py; instead of `timestamp_ms` there may be
-`timestamp`, dates and times (ISO 8601, UTC unless they say) or seconds. With
-neither, the order of rows is the order in time. A Parquet folder is read file
-by file in the order of their names. Events are streamed, never held at once.
+Text is UTF-8. Columns are named as in schema.py; instead of `timestamp_ms`
+there may be `timestamp`, dates and times (ISO 8601, UTC unless they say) or
+seconds. With neither, the order of rows is the order in time. A Parquet folder
+is read file by file in the order of their names. Events are streamed, never
+held at once.
 """
 
 import collections
@@ -100,12 +101,7 @@ def _read_csv(
   skip: collections.Counter[str] | None,
 ) -> pa.RecordBatchReader:
   """Every column as strings: schema.validate converts, and names bad rows."""
-  opener = gzip.open if path.suffix == ".gz" else open
-  with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-    header = next(csv.reader(file, delimiter=delimiter), None)
-  if not header:
-    raise schema.TableError(f"{path}: empty; its first line must name columns")
-
+  header = _header(path, delimiter)
   # Raising inside the handler is not possible: it says what to raise later.
   problems: list[str] = []
 
@@ -127,6 +123,8 @@ def _read_csv(
     try:
       yield
     except pa.ArrowInvalid as error:
+      if "UTF8" in str(error):
+        raise _not_utf8(path, error) from error
       message = problems[0] if problems else f"{path}: {error}"
       raise schema.TableError(message) from error
 
@@ -137,6 +135,25 @@ def _read_csv(
   with named():
     reader = _open_csv(path, delimiter, header, wrong_width)
   return pa.RecordBatchReader.from_batches(reader.schema, batches())
+
+
+def _header(path: pathlib.Path, delimiter: str) -> list[str]:
+  opener = gzip.open if path.suffix == ".gz" else open
+  try:
+    with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
+      header = next(csv.reader(file, delimiter=delimiter), None)
+  except UnicodeDecodeError as error:
+    raise _not_utf8(path, error) from error
+  if not header:
+    raise schema.TableError(f"{path}: empty; its first line must name columns")
+  return header
+
+
+def _not_utf8(path: pathlib.Path, error: Exception) -> schema.TableError:
+  return schema.TableError(
+    f"{path}: not UTF-8 text ({error}). Save it again as UTF-8: a spreadsheet "
+    "has it as 'CSV UTF-8', or: iconv -f WINDOWS-1252 -t UTF-8 OLD > NEW"
+  )
 
 
 def _open_csv(

@@ -1,0 +1,125 @@
+"""Columns and times a user may well have, and what becomes of them."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from onerec_jax.config import PrepareConfig
+from onerec_jax.data import prepare, shards
+
+LOG = {
+  "user_id": ["b", "a", "b", "b", "a", "c"],
+  "item_id": ["x", "x", "y", "z", "y", "x"],
+  "timestamp_ms": [30, 5, 10, 20, 1, 7],
+}
+
+
+def run(workdir, events, items=None, users=None, **fields):
+  """Prepares tables given as columns; gives the opened result."""
+  workdir.mkdir(exist_ok=True)
+  for kind, columns in (("events", events), ("items", items), ("users", users)):
+    if columns is not None:
+      fields[kind] = str(workdir / f"{kind}.parquet")
+      pq.write_table(pa.table(columns), fields[kind])
+  prepare.prepare(PrepareConfig(dataset="tables", **fields), workdir)
+  return shards.PreparedData.open(workdir)
+
+
+def test_columns_of_ones_own_replace_nothing(tmp_path):
+  """Whatever their names: ours hold, theirs are carried beside them."""
+  items = {
+    "item_id": ["x", "y", "z"],
+    "category": ["c1", "c2", "c2"],
+    "count": [70, 80, 90],
+    "raw_id": ["rx", "ry", "rz"],
+    "feature_category": [7, 8, 9],
+    "given_count": ["a", "b", "c"],
+    "training_events": [4, 5, 6],
+    "source_row": [40, 50, 60],
+  }
+  users = {
+    "user_id": ["a", "b", "c"],
+    "num_events": [100, 200, 100],
+    "training_events": ["few", "many", "few"],
+    "raw_id": ["ra", "rb", "rc"],
+    "plan": ["gold", "free", "gold"],
+    "feature_plan": ["p", "q", "p"],
+    "count": [1, 2, 1],
+    "source_row": [3, 2, 1],
+  }
+  plain = run(
+    tmp_path / "plain",
+    LOG,
+    {name: items[name] for name in ("item_id", "category")},
+    {name: users[name] for name in ("user_id", "plan")},
+  )
+  data = run(tmp_path / "own", LOG, items, users)
+  for table in ("items", "users"):
+    expected = getattr(plain, table).to_pydict()
+    found = getattr(data, table).to_pydict()
+    assert {name: found[name] for name in expected} == expected
+  table = data.items.to_pydict()
+  assert table["given_count"] == items["count"]
+  assert table["given_given_count"] == items["given_count"]
+  assert table["given_raw_id"] == items["raw_id"]
+  assert table["given_feature_category"] == items["feature_category"]
+  assert table["source_row"] == items["source_row"]
+  # Users come as b, a, c.
+  table = data.users.to_pydict()
+  assert table["given_num_events"] == [200, 100, 100]
+  assert table["given_training_events"] == ["many", "few", "few"]
+  assert table["given_raw_id"] == ["rb", "ra", "rc"]
+  assert table["given_feature_plan"] == ["q", "p", "p"]
+  # All are features under the names that were given.
+  names = set(users) - {"user_id"}
+  assert set(data.manifest["user_features"]) == names
+  assert data.manifest["bucketing"]["user"]["num_events"]["values"] == [
+    "100",
+    "200",
+  ]
+  assert data.user(0).user_features["training_events"] == 2
+  assert data.lengths.tolist() == [3, 2, 1]
+  assert data.item_counts.tolist() == [0, 2, 2, 0]
+
+
+# What the queries and the records call their own columns.
+NAMES = [
+  *("dropped", "copy", "is_chosen", "item_events", "user_events", "place"),
+  *("length", "split", "gap", "dense_user", "dense_item", "new_request"),
+  *("num_events", "training_events", "raw_id", "count"),
+]
+
+
+def test_event_columns_named_as_in_the_queries(tmp_path):
+  """They are there for a condition and change nothing else."""
+  events = LOG | {name: [1, 1, 1, 1, 1, 7] for name in NAMES}
+  plain = run(tmp_path / "plain", LOG, where="user_id <> 'c'")
+  where = " AND ".join(f'"{name}" = 1' for name in NAMES)
+  data = run(tmp_path / "own", events, where=where)
+  assert data.manifest["dropped_events"] == {"where": 1}
+  assert data.manifest["unused_columns"] == sorted(NAMES)
+  for i in range(2):
+    np.testing.assert_equal(data.user(i)._asdict(), plain.user(i)._asdict())
+
+
+def test_seconds_that_were_named_milliseconds(tmp_path, capsys):
+  base = 1_700_000_000
+  seconds = [base + t for t in LOG["timestamp_ms"]]
+  data = run(tmp_path, LOG | {"timestamp_ms": seconds})
+  (note,) = data.manifest["notes"]
+  assert "look like seconds" in note
+  assert "name the column timestamp" in note
+  printed = " ".join(capsys.readouterr().err.split())
+  assert f"warning: {note}" in printed
+  # One time that cannot be so, milliseconds, and dates of 1970 are no matter.
+  fine = (
+    {"timestamp_ms": [*seconds[:-1], 7]},
+    {"timestamp_ms": [1000 * t for t in seconds]},
+    {"timestamp": seconds},
+    {"timestamp": [f"1970-02-0{day}" for day in range(1, 7)]},
+  )
+  rest = {name: LOG[name] for name in ("user_id", "item_id")}
+  for times in fine:
+    data = run(tmp_path, rest | times)
+    assert data.manifest["notes"] == []
+  assert "warning" not in capsys.readouterr().err
