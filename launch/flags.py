@@ -80,7 +80,7 @@ def start(distributed: bool = False) -> None:
     logging.set_verbosity(logging.WARNING)
   # The cache is trusted code: never a directory others can write to.
   cache = pathlib.Path(
-    os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")
+    os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
   )
   jax.config.update("jax_compilation_cache_dir", str(cache / "onerec_jax/jax"))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

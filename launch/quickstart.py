@@ -1,11 +1,8 @@
-"""The whole way on real data, in minutes: what launch/quickstart.sh runs.
+"""The whole way on real data: bash launch/quickstart.sh [--dataset=simulator].
 
-  bash launch/quickstart.sh
-  bash launch/quickstart.sh --dataset=simulator
-
-Prepares, tokenizes, trains the lazy decoder and SASRec, measures both beside
-popularity, prints the table and a few users' recommendations, and writes
-<workdir>/report.html. What is done already is skipped.
+Prepares, tokenizes, trains lazy decoder and SASRec, measures both beside
+popularity, shows some recommendations and writes <workdir>/report.html. What
+is done already is skipped.
 """
 
 import time
@@ -48,16 +45,14 @@ def main() -> None:
     console.rule(f"train {config.name}")
     workflow.train(config, workdir)
   console.rule("evaluate")
-  evaluations = [
-    workflow.evaluate(workdir, name)
-    for name in (*(config.name for config in configs), workflow.POPULARITY)
-  ]
+  names = [*(config.name for config in configs), workflow.POPULARITY]
+  evaluations = [workflow.evaluate(workdir, name) for name in names]
   examples = workflow.examples(workdir, evaluations, _USERS.value)
   tables.render_recommendations(examples)
   tables.print_table(evaluations)
-  report = workflow.report(workdir, evaluations, examples)
-  seconds = time.perf_counter() - start
-  console.print(f"done in {seconds:.0f} s; look at {report}", highlight=False)
+  page = workflow.report(workdir, evaluations, examples)
+  took = time.perf_counter() - start
+  console.print(f"done in {took:.0f} s; look at {page}", highlight=False)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ r"""Recommends with a trained run.
   python -m launch.recommend --workdir=... --users_file=users.parquet \
     --output=recommendations.parquet
 
-users.parquet has the column user_id and may have history (lists of item ids);
-the output has user_id, rank, item_id, score, title.
+The file has user_id and perhaps history (lists of item ids); the output has
+user_id, rank, item_id, score, title.
 """
 
 import rich
@@ -25,9 +25,7 @@ _HISTORY = absl_flags.DEFINE_list(
 _USERS_FILE = absl_flags.DEFINE_string("users_file", "", "Parquet of users.")
 _OUTPUT = absl_flags.DEFINE_string("output", "", "Parquet to write.")
 _K = absl_flags.DEFINE_integer("k", 10, "Items a user.", short_name="k")
-_BEAM_WIDTH = absl_flags.DEFINE_integer(
-  "beam_width", None, "Candidates; default: the run's evaluation.beam_width."
-)
+_BEAM_WIDTH = absl_flags.DEFINE_integer("beam_width", None, "Default: as run.")
 _FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
 _ON_UNKNOWN = absl_flags.DEFINE_enum(
   "on_unknown", "error", ["error", "skip"], "Ids the data does not have."
@@ -44,7 +42,7 @@ def main() -> None:
       "give --user or --history (or both), or --users_file with --output"
     )
   flags.start()
-  users, requests = [], [Request(_HISTORY.value, _USER.value)]
+  requests = [Request(_HISTORY.value, _USER.value)]
   if not one:
     users, requests = tables.read_requests(_USERS_FILE.value)
   recommender = Recommender.load(flags.workdir(), _MODEL.value)

@@ -105,12 +105,36 @@ class PipelineConfig:
 
 
 @dataclasses.dataclass
+class QFormerConfig:
+  """Tokenizer vectors `aligned` (OneRec-V1 §2.1); they are N · D wide."""
+
+  num_queries: int = 4
+  """N."""
+  num_layers: int = 4
+  """N_c."""
+  d_model: int = 64
+  """Width of a query; the paper: 512."""
+  num_heads: int = 4
+  d_ff: int = 128
+  temperature: float = 0.07
+  """τ of the contrastive loss."""
+  reconstruction: float = 1.0
+  """Weight of the text-reconstruction loss."""
+  learning_rate: float = 5e-3
+  """Peak; falls to zero over the steps."""
+  num_steps: int = 600
+  batch_size: int = 512
+  """Pairs."""
+
+
+@dataclasses.dataclass
 class TokenizerConfig:
   """Item vectors → semantic IDs."""
 
   vectors: str = "content"
   """`content` (TF-IDF of text + SVD), `embedding` (a given matrix),
-  `collaborative` (training events only) or `fused` (first and third)."""
+  `collaborative` (training events only), `fused` (first and third) or
+  `aligned` (content, by a Q-Former trained on what behaves alike)."""
   embedding: str = ""
   """Vectors `embedding`: .npy [I, D] in item-table order; empty: the items
   table's `embedding` column."""
@@ -128,24 +152,43 @@ class TokenizerConfig:
   collisions: str = "assign"
   """`assign` the last level without collisions, `extra` level, or `keep`."""
   seed: int = 0
+  qformer: QFormerConfig = dataclasses.field(default_factory=QFormerConfig)
+  """Read where `vectors` is `aligned`."""
+
+
+@dataclasses.dataclass(unsafe_hash=True)
+class MoEConfig:
+  """Experts instead of feed-forward blocks (models/moe.py).
+
+  Hashable, since modules hold a copy of it.
+  """
+
+  num_experts: int = 0
+  """Routed experts; 0: every block is dense."""
+  experts_per_token: int = 2
+  shared_experts: int = 0
+  """Experts that every token passes through."""
+  d_ff: int = 256
+  """Width of one expert's SwiGLU."""
+  dense_layers: int = 0
+  """The first so many blocks stay dense."""
+  every: int = 1
+  """Of the others, one block in so many has experts."""
+  router: str = "sigmoid"
+  """`sigmoid`: affinities of the chosen renormalised (DeepSeek-V3, INFERRED
+  for V2); `softmax`: over all experts, as it is (OneRec)."""
+  balance_rate: float = 1e-3
+  """Step of the loss-free balancing bias; 0: no balancing (OneRec)."""
 
 
 @dataclasses.dataclass
-class LazyDecoderConfig:
-  """OneRec-V2 (models/lazy_decoder.py); letters in dims.py."""
+class GeneratorConfig:
+  """What the generators of semantic IDs share; letters in dims.py."""
 
-  system: str = "lazy_decoder"
-  num_layers: int = 1
   d_model: int = 128
   num_heads: int = 4
-  num_kv_heads: int = 4
-  """G_kv of the paper."""
-  kv_layers: int = 1
-  """L_kv: how many distinct key/value layers the context gives."""
-  kv_split: int = 1
-  """S_kv: 1, values are the keys; 2, values are their own chunk."""
   d_ff: int = 256
-  """SwiGLU width; the paper's sizes use 4 × d_model."""
+  """Feed-forward width; V2's sizes use 4 × d_model, V1's 2 × d_model."""
   sid_embed_dim: int = 32
   """Width of one level's embedding in the context."""
   item_embedding: bool = True
@@ -156,11 +199,52 @@ class LazyDecoderConfig:
   """Share of history events hidden from attention while training."""
   constrained_softmax: bool = True
   """Softmax over the codes that continue to an item, not over all K."""
-  scan_layers: bool = False
   remat: str = "none"
   """`none`, `full` or `dots` (keep matrix products)."""
   compute_dtype: str = "auto"
   """`auto`: bfloat16 on accelerators, float32 on CPU."""
+  moe: MoEConfig = dataclasses.field(default_factory=MoEConfig)
+
+
+@dataclasses.dataclass
+class LazyDecoderConfig(GeneratorConfig):
+  """OneRec-V2 (models/lazy_decoder.py)."""
+
+  system: str = "lazy_decoder"
+  num_layers: int = 1
+  num_kv_heads: int = 4
+  """G_kv of the paper."""
+  kv_layers: int = 1
+  """L_kv: how many distinct key/value layers the context gives."""
+  kv_split: int = 1
+  """S_kv: 1, values are the keys; 2, values are their own chunk."""
+  scan_layers: bool = False
+  """One compiled block for all layers."""
+
+
+@dataclasses.dataclass
+class EncoderDecoderConfig(GeneratorConfig):
+  """OneRec-V1 (models/encoder_decoder.py)."""
+
+  system: str = "encoder_decoder"
+  encoder_layers: int = 1
+  decoder_layers: int = 1
+  feed_forward: str = "swiglu"
+  """Of dense blocks: `swiglu` (three matrices), or `mlp` (two, V1's sizes)."""
+  causal_encoder: bool = True
+  """A context position attends to earlier ones only. The papers' encoder sees
+  both ways, which leaks where one context serves targets of several times;
+  False therefore needs `pipeline.targets=request`."""
+  moe_encoder: bool = False
+  """Whether `moe` holds for the encoder too (V1's 2.633B)."""
+
+
+@dataclasses.dataclass
+class DecoderOnlyConfig(GeneratorConfig):
+  """V2's naive decoder-only baseline (models/decoder_only.py)."""
+
+  system: str = "decoder_only"
+  num_layers: int = 1
 
 
 @dataclasses.dataclass
@@ -200,6 +284,7 @@ class MeshConfig:
 
   data: int = -1
   fsdp: int = 1
+  expert: int = 1
   tensor: int = 1
 
 
@@ -251,7 +336,7 @@ class Config:
   tokenizer: TokenizerConfig = dataclasses.field(
     default_factory=TokenizerConfig
   )
-  model: LazyDecoderConfig | SASRecConfig = dataclasses.field(
+  model: GeneratorConfig | SASRecConfig = dataclasses.field(
     default_factory=LazyDecoderConfig
   )
   optimizer: OptimizerConfig = dataclasses.field(
@@ -264,7 +349,15 @@ class Config:
   )
 
 
-_SYSTEMS = {c.system: c for c in (LazyDecoderConfig, SASRecConfig)}
+_SYSTEMS = {
+  c.system: c
+  for c in (
+    LazyDecoderConfig,
+    EncoderDecoderConfig,
+    DecoderOnlyConfig,
+    SASRecConfig,
+  )
+}
 
 
 def _typed(field: dataclasses.Field, value: Any) -> Any:

@@ -18,6 +18,3 @@
 
 Depth is `num_layers`. The papers use N, G, S and K for other things.
 """
-
-PADDING = 0
-"""The dense id of padding: item 0, code row 0, feature value 0."""

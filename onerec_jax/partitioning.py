@@ -16,15 +16,17 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from onerec_jax import config as config_lib
 
-MESH_AXES = ("data", "fsdp", "tensor")
+MESH_AXES = ("data", "fsdp", "expert", "tensor")
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
-  "batch": ("data", "fsdp"),
+  # Along `expert` too: there the dense parts see devices like any other.
+  "batch": ("data", "fsdp", "expert"),
   "layers": None,
   "embed": "fsdp",
   "heads": "tensor",
   "kv": "tensor",
   "mlp": "tensor",
+  "expert": "expert",
   "codes": "tensor",
   # Rows of lookup tables lie over fsdp and their width is whole, so that a
   # lookup is a masked gather and not a rematerialised table.
@@ -42,7 +44,7 @@ def make_mesh(
   config: config_lib.MeshConfig,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-  """A mesh over (data, fsdp, tensor); one −1 takes the devices that remain.
+  """A mesh over MESH_AXES; one −1 takes the devices that remain.
 
   Raises:
     ValueError: the axes do not multiply to the number of devices.
@@ -127,6 +129,18 @@ def constrain(x: jax.Array, names: Sequence[str | None]) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, resolved)
+
+
+def shards(name: str) -> int:
+  """Pieces of an axis of this logical name on the mesh in force; without, 1.
+
+  Raises:
+    ValueError: as `spec`.
+  """
+  (axes,) = spec((name,))
+  axes = (axes,) if isinstance(axes, str) else axes or ()
+  mesh = jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -6,7 +6,7 @@ you, from Python.
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -14,16 +14,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from onerec_jax import checkpoint, files, partitioning, semantic_ids
 from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning, runs, semantic_ids
 from onerec_jax.data import pipeline, prepare, shards
+from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import protocol, tables
 from onerec_jax.evaluation import report as report_page
 from onerec_jax.evaluation.result import Evaluation, location
 from onerec_jax.inference import assemble, retrieval
 from onerec_jax.models import registry
 from onerec_jax.tokenizer import tokenize as tokenizer
-from onerec_jax.training import loop
+from onerec_jax.training import loop, losses
 
 _SPLITS = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
 _WATCHED = ("recall", "ndcg", "valid_rate", "coverage")
@@ -50,83 +51,11 @@ def assembled(
   return assemble.assemble(config, prepared, sids)
 
 
-def _record(system: assemble.System) -> dict[str, Any]:
-  """What a run is made of; a run with another record is another run."""
-  sids = system.semantic_ids
-  return {
-    "config": config_lib.to_dict(system.config),
-    "prepared": system.prepared.manifest["fingerprint"],
-    "semantic_ids": sids.fingerprint if sids else "",
-  }
-
-
-def _identity(record: dict[str, Any]) -> dict[str, Any]:
-  """The part of a record that must not change under one name.
-
-  Where raw files lie and over which devices a run is spread are none of it,
-  so that a run goes on on another machine.
-  """
-  config = dict(record["config"])
-  config["prepare"] = {
-    name: value
-    for name, value in config["prepare"].items()
-    if name not in prepare.PLACES
-  }
-  del config["mesh"]
-  return record | {"config": config}
-
-
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-  if isinstance(old, dict) and isinstance(new, dict):
-    return [
-      line
-      for key in sorted({*old, *new})
-      for line in _differences(old.get(key), new.get(key), f"{path}.{key}")
-    ]
-  return [] if old == new else [f"{path[1:]}: {old!r} → {new!r}"]
-
-
-def _claim(run: pathlib.Path, record: dict[str, Any]) -> None:
-  """Writes config.json, or refuses a directory that holds another run."""
-  path = run / "config.json"
-  kept = checkpoint.steps(run / "checkpoints") or (run / "best.json").exists()
-  # A run that failed before it kept anything does not take its name with it.
-  if not (path.exists() and kept):
-    if jax.process_index() == 0:
-      files.write_json(path, record)
-    return
-  old = files.read_json(path)
-  changes = _differences(_identity(old), _identity(record))
-  if changes:
-    raise ValueError(
-      f"{run} holds a run with other settings ("
-      + "; ".join(changes[:5])
-      + f"); give this one another --config.name, or delete {run}"
-    )
-
-
-def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
-  """Refuses a batch that cannot be laid out, before jax says so its own way."""
-  size = config.pipeline.batch_size
-  rows = mesh.shape["data"] * mesh.shape["fsdp"]
-  parts = {
-    f"the {rows} devices along data and fsdp": rows,
-    f"training.microbatches={config.training.microbatches}": (
-      config.training.microbatches
-    ),
-  }
-  for what, number in parts.items():
-    if number < 1 or size % number:
-      raise ValueError(
-        f"pipeline.batch_size={size} is no multiple of {what}; change "
-        "--config.pipeline.batch_size"
-      )
-
-
 def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
   """Gives params → validation metrics on a fixed sample of users."""
   config = system.config
   retrieve = _retriever(system, mesh)
+  mean_loss = _held_out_loss(system, mesh)
   users = pipeline.sample_users(
     system.prepared, config.evaluation.validation_users
   )
@@ -137,13 +66,43 @@ def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
       lambda batch: retrieve(params, batch), "validation", users,
       progress=False,
     )  # fmt: skip
-    return {
+    watched = {
       name: value
       for name, value in found.metrics.items()
       if name.removeprefix("filtered/").split("@")[0] in _WATCHED
     }
+    batches = _batches(config, system.prepared, "validation", users)
+    return watched | {"loss": mean_loss(params, batches)}
 
   return validate
+
+
+def _held_out_loss(
+  system: assemble.System, mesh: Mesh
+) -> Callable[[Any, Iterator], float]:
+  """(params, evaluation batches) → mean training loss, without dropout."""
+  loss_fn = losses.make_loss(system.model)
+
+  @jax.jit
+  def sums(params, batch, catalogue, index):
+    found = loss_fn(params, batch, catalogue, index, None)
+    return found["loss"], found["count"]
+
+  tables = jax.device_put(
+    (system.catalogue, system.index), partitioning.replicated(mesh)
+  )
+  rows = partitioning.batch_sharding(mesh)
+
+  def mean(params: Any, batches: Iterator) -> float:
+    with jax.set_mesh(mesh):
+      found = [
+        sums(params, jax.device_put(batch, rows), *tables)
+        for batch, _ in batches
+      ]
+    total, count = np.sum(jax.device_get(found), axis=0)
+    return float(total / count)
+
+  return mean
 
 
 def train(
@@ -170,8 +129,8 @@ def train(
   finished = (run / "finished.json").exists()
   if not finished:
     mesh = partitioning.make_mesh(config.mesh)
-    _check_batch(config, mesh)
-  _claim(run, _record(system))
+    runs.check(config, mesh, system.prepared.num_items)
+  runs.claim(run, runs.record(system))
   if finished:
     print(f"{config.name}: trained already, skipped ({run})")
     return system
@@ -213,6 +172,20 @@ def _retriever(system: assemble.System, mesh: Mesh) -> Any:
   return retrieve
 
 
+def _batches(
+  config: config_lib.Config,
+  prepared: shards.PreparedData,
+  split: str,
+  users: np.ndarray | None,
+) -> Iterator[tuple[Batch, pipeline.Queries]]:
+  # The last batch is filled up anyway: any size fits any number of devices.
+  devices = jax.device_count()
+  batch_size = -(-config.evaluation.batch_size // devices) * devices
+  return pipeline.evaluation_batches(
+    prepared, _SPLITS[split], config.pipeline, batch_size, users
+  )
+
+
 def _evaluate(
   config: config_lib.Config,
   prepared: shards.PreparedData,
@@ -222,14 +195,9 @@ def _evaluate(
   users: np.ndarray | None,
   progress: bool,
 ) -> Evaluation:
-  # The last batch is filled up anyway: any size fits any number of devices.
-  devices = jax.device_count()
-  batch_size = -(-config.evaluation.batch_size // devices) * devices
   return protocol.evaluate(
     retrieve,
-    pipeline.evaluation_batches(
-      prepared, _SPLITS[split], config.pipeline, batch_size, users
-    ),
+    _batches(config, prepared, split, users),
     protocol.CatalogueInfo.from_codes(
       prepared.item_counts, None if sids is None else sids.codes
     ),
@@ -290,9 +258,17 @@ def _same_data(workdir: files.PathLike, name: str) -> bool:
 def evaluate_popularity(
   workdir: files.PathLike, split: str = "test"
 ) -> Evaluation:
-  """The baseline that recommends the most popular items to everybody."""
+  """The baseline that recommends the most popular items to everybody.
+
+  Measured at the cutoffs of the latest trained run, to stand beside it.
+  """
   prepared = shards.PreparedData.open(workdir)
   config = config_lib.Config(name=POPULARITY)
+  for name in finished_runs(workdir)[-1:]:
+    record = files.read_json(
+      assemble.run_directory(workdir, name) / "config.json"
+    )
+    config.evaluation.cutoffs = tuple(record["config"]["evaluation"]["cutoffs"])
   path = location(workdir, POPULARITY, split)
   if _is_newer(path, prepared.directory / shards.MANIFEST):
     found = Evaluation.load(workdir, POPULARITY, split)
@@ -310,10 +286,10 @@ def evaluate_popularity(
 
 def finished_runs(workdir: files.PathLike) -> Sequence[str]:
   """Names of the runs that have parameters, oldest first."""
-  runs = pathlib.Path(workdir).glob("models/*/best.json")
+  best = pathlib.Path(workdir).glob("models/*/best.json")
   return [
     path.parent.name
-    for path in sorted(runs, key=lambda path: path.stat().st_mtime)
+    for path in sorted(best, key=lambda path: path.stat().st_mtime)
   ]
 
 

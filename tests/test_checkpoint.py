@@ -22,7 +22,7 @@ META = {"progress": {"best": 0.5, "best_step": 3}}
 
 def make_mesh(data, fsdp=1, tensor=1):
   number = data * fsdp * tensor
-  config = config_lib.MeshConfig(data, fsdp, tensor)
+  config = config_lib.MeshConfig(data, fsdp, tensor=tensor)
   return partitioning.make_mesh(config, jax.devices()[:number])
 
 

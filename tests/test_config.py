@@ -17,8 +17,14 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(
   path.relative_to(ROOT).as_posix()
   for path in (ROOT / "experiments").glob("*/*.py")
-  if path.name != "__init__.py"
+  if "def get_config(" in path.read_text()
 )
+SYSTEMS = [
+  config_lib.LazyDecoderConfig,
+  config_lib.EncoderDecoderConfig,
+  config_lib.DecoderOnlyConfig,
+  config_lib.SASRecConfig,
+]
 _STRATEGIES = {
   bool: st.booleans(),
   int: st.integers(-(2**53), 2**53),
@@ -47,9 +53,7 @@ def put(config, path, value):
 @st.composite
 def overridden(draw):
   """A config with any fields changed to values of their types."""
-  config = config_lib.Config()
-  if draw(st.booleans()):
-    config.model = config_lib.SASRecConfig()
+  config = config_lib.Config(model=draw(st.sampled_from(SYSTEMS))())
   fields = [x for x in leaves(config) if x[0] != ("model", "system")]
   for path, value in draw(
     st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda x: x[0])
@@ -74,15 +78,15 @@ def test_fingerprints_differ_exactly_where_values_do(one, other):
   assert (prints[0] == prints[1]) == same
 
 
-def test_every_field_counts_in_the_fingerprint():
-  for path, value in leaves(config_lib.Config()):
-    config = config_lib.Config()
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_every_field_counts_in_the_fingerprint(system):
+  plain = config_lib.Config(model=system())
+  for path, value in leaves(plain):
+    config = config_lib.Config(model=system())
     more = {bool: lambda x: not x, tuple: lambda x: (*x, 1)}
     change = more.get(type(value), lambda x: x + type(x)("1"))
     put(config, path, change(value))
-    assert config_lib.fingerprint(config) != config_lib.fingerprint(
-      config_lib.Config()
-    ), path
+    assert config_lib.fingerprint(config) != config_lib.fingerprint(plain), path
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,10 @@ def test_every_field_counts_in_the_fingerprint():
       {"model": {"system": "sasrec", "kv_layers": 1}},
       r"\['kv_layers'\] in config\.model",
     ),
-    ({"model": {"system": "bert"}}, "'bert'.*lazy_decoder.*sasrec"),
+    (
+      {"model": {"system": "bert"}},
+      "'bert'.*decoder_only.*encoder_decoder.*lazy_decoder.*sasrec",
+    ),
     ({"model": {"num_layers": 2}}, "unknown system None"),
   ],
 )
@@ -120,6 +127,24 @@ def test_fields_left_out_keep_their_defaults():
   expected = config_lib.Config()
   expected.training.seed = 7
   assert config == expected
+
+
+@pytest.mark.parametrize("system", SYSTEMS[:-1])
+def test_experts_survive_a_dict(system):
+  moe = config_lib.MoEConfig(
+    num_experts=53, experts_per_token=3, shared_experts=1, d_ff=96,
+    dense_layers=2, every=2, router="softmax", balance_rate=0.5,
+  )  # fmt: skip
+  config = config_lib.Config(model=system(moe=moe))
+  values = config_lib.to_dict(config)
+  assert values["model"]["moe"] == dataclasses.asdict(moe)
+  found = config_lib.from_dict(values)
+  assert type(found.model) is system
+  assert found.model.moe == moe
+  with pytest.raises(ValueError, match=r"'expert'.*config\.model\.moe"):
+    config_lib.from_dict(
+      {"model": {"system": system.system, "moe": {"expert": 1}}}
+    )
 
 
 def test_a_config_survives_a_file(tmp_path):

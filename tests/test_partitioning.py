@@ -33,7 +33,7 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def mesh():
-  return partitioning.make_mesh(config_lib.MeshConfig(2, 2, 2))
+  return partitioning.make_mesh(config_lib.MeshConfig(2, 2, 1, 2))
 
 
 def test_rules_name_axes_of_the_mesh():
@@ -45,7 +45,7 @@ def test_rules_name_axes_of_the_mesh():
 
 def test_spec():
   spec = partitioning.spec(("batch", None, "heads", "norm"))
-  assert spec == PartitionSpec(("data", "fsdp"), None, "tensor", None)
+  assert spec == PartitionSpec(("data", "fsdp", "expert"), None, "tensor", None)
   assert partitioning.spec(()) == PartitionSpec()
 
 
@@ -90,10 +90,11 @@ def test_an_axis_that_does_not_divide_is_named(mesh):
 @pytest.mark.parametrize(
   ("sizes", "expected"),
   [
-    ((-1, 1, 1), (8, 1, 1)),
-    ((2, -1, 2), (2, 2, 2)),
-    ((1, 1, -1), (1, 1, 8)),
-    ((4, 2, 1), (4, 2, 1)),
+    ((), (8, 1, 1, 1)),
+    ((2, -1, 1, 2), (2, 2, 1, 2)),
+    ((2, 1, -1, 2), (2, 1, 2, 2)),
+    ((1, 1, 1, -1), (1, 1, 1, 8)),
+    ((4, 2, 1, 1), (4, 2, 1, 1)),
   ],
 )
 def test_make_mesh(sizes, expected):
@@ -106,13 +107,13 @@ def test_make_mesh(sizes, expected):
 @pytest.mark.parametrize(
   ("sizes", "devices"),
   [
-    ((3, 1, 1), 8),
-    ((2, 2, 1), 8),
-    ((-1, 3, 1), 8),
-    ((-1, -1, 2), 8),
-    ((-1, -1, 1), 1),
-    ((-2, -4, 1), 8),
-    ((0, -1, 1), 8),
+    ((3, 1, 1, 1), 8),
+    ((2, 2, 1, 1), 8),
+    ((-1, 1, 3, 1), 8),
+    ((-1, -1, 1, 2), 8),
+    ((-1, -1, 1, 1), 1),
+    ((-2, -4, 1, 1), 8),
+    ((0, -1, 1, 1), 8),
   ],
 )
 def test_a_mesh_that_does_not_fit_is_refused(sizes, devices):
@@ -122,9 +123,20 @@ def test_a_mesh_that_does_not_fit_is_refused(sizes, devices):
     )
 
 
+def test_shards():
+  assert partitioning.shards("batch") == 1
+  mesh = partitioning.make_mesh(config_lib.MeshConfig(1, 2, 4, 1))
+  with jax.set_mesh(mesh):
+    assert partitioning.shards("batch") == 8
+    assert partitioning.shards("expert") == 4
+    assert partitioning.shards("norm") == 1
+  with pytest.raises(ValueError, match="'width' has no rule"):
+    partitioning.shards("width")
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_shardings(mesh, name):
-  """Every parameter's place on a 2 × 2 × 2 mesh."""
+  """Every parameter's place on a mesh of 2 × 2 × 1 × 2."""
   shapes = state.abstract_params(MODELS[name](), tiny.batch(), tiny.catalogue())
   shardings = partitioning.tree_shardings(shapes, mesh)
   found = {

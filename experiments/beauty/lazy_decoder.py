@@ -1,16 +1,20 @@
-"""Lazy decoder on Amazon Beauty (5-core, leave-one-out, history of 20)."""
+"""Lazy decoder on Amazon Beauty (5-core, leave-one-out, history of 20).
+
+The argument says what the semantic IDs are made of: `fused` by default, or
+another value of `tokenizer.vectors`, as `lazy_decoder.py:aligned`.
+"""
 
 from onerec_jax import config as config_lib
 
 
 def get_config(arg: str = "") -> config_lib.Config:
-  del arg
-  c = config_lib.Config(name="lazy_decoder")
+  name = f"lazy_decoder_{arg}" if arg else "lazy_decoder"
+  c = config_lib.Config(name=name)
   c.prepare.dataset = "amazon_beauty"
   c.pipeline.max_history = 20
   c.pipeline.row_positions = c.pipeline.row_targets = 32
   c.pipeline.batch_size = 16
-  c.tokenizer.vectors = "fused"
+  c.tokenizer.vectors = arg or "fused"
   c.model.num_layers = 2
   c.model.dropout = 0.3
   c.model.context_dropout = 0.2

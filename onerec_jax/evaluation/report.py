@@ -4,7 +4,6 @@ No network, no scripts: style inline, pictures as data URIs. All text passes
 through jinja2's autoescape, since titles come from data.
 """
 
-import json
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ import jinja2
 
 from onerec_jax import files, semantic_ids
 from onerec_jax.evaluation import plots, result, tables
+from onerec_jax.training import metrics_writer
 
 _TEMPLATE = pathlib.Path(__file__).with_name("report.html.j2")
 # Figures beyond the headline: label, key without cutoff, how to read it.
@@ -62,7 +62,7 @@ def write_report(
     raise ValueError("there are no evaluations to report; evaluate a model")
   workdir = pathlib.Path(workdir)
   runs = {
-    e.name: read_metrics(workdir / "models" / e.name / "metrics.jsonl")
+    e.name: metrics_writer.read(workdir / "models" / e.name / "metrics.jsonl")
     for e in evaluations
   }
   largest = tables.cutoffs(evaluations)[-1]
@@ -110,34 +110,6 @@ def _facts(
     "slices": {p: first.metrics[f"{p}/queries"] for p in ("cold", "rare")},
     "seen_target_rate": first.metrics["seen_target_rate"],
   }
-
-
-def read_metrics(path: files.PathLike) -> list[dict[str, Any]]:
-  """The records of a metrics.jsonl; none where there is no file.
-
-  A last line cut off by a killed run is passed over.
-
-  Raises:
-    ValueError: another line is not a JSON object, named.
-  """
-  path = pathlib.Path(path)
-  if not path.exists():
-    return []
-  lines = path.read_text().splitlines()
-  records = []
-  for number, line in enumerate(lines, start=1):
-    if not line.strip():
-      continue
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      if number == len(lines):
-        break
-      raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-    if not isinstance(record, dict):
-      raise ValueError(f"{path}, line {number}: not a JSON object")
-    records.append(record)
-  return records
 
 
 def _figure(value: Any) -> str:

@@ -129,3 +129,34 @@ def causal_attention(
     weights = jnp.moveaxis(weights, -1, 2)[..., None].astype(values.dtype)
     rows.append(jnp.sum(weights * values[:, :, :seen], axis=2))
   return jnp.stack(rows, axis=2)
+
+
+def prefix_attention(
+  queries: Float[Array, "B T N H Z"],
+  context: tuple[Float[Array, "B S H Z"], Float[Array, "B S H Z"]],
+  bias: Float[Array, "B H #T S"],
+  own: tuple[Float[Array, "B T L H Z"], Float[Array, "B T L H Z"]],
+) -> Float[Array, "B T N H Z"]:
+  """One softmax over a shared context and each target's codes so far.
+
+  What a decoder-only model computes for the last N of L positions that follow
+  the context, without repeating the context for each target.
+
+  Args:
+    queries: of the last N positions.
+    context: keys and values of the context.
+    bias: distance bias and mask of the context; codes have none.
+    own: keys and values of the L code positions.
+  """
+  N, L = queries.shape[2], own[0].shape[2]
+  q = queries * np.asarray(queries.shape[-1] ** -0.5, queries.dtype)
+  far = jnp.einsum("btnhz,bshz->bhtns", q, context[0])
+  near = jnp.einsum("btnhz,btlhz->bhtnl", q, own[0])
+  seen = np.arange(L)[None, :] <= np.arange(L - N, L)[:, None]
+  near = jnp.where(seen[None, None, None], near, MASKED)
+  logits = jnp.concatenate([far + bias[:, :, :, None], near], axis=-1)
+  weights = softmax(logits).astype(queries.dtype)
+  far, near = jnp.split(weights, [context[0].shape[1]], axis=-1)
+  return jnp.einsum("bhtns,bshz->btnhz", far, context[1]) + jnp.einsum(
+    "bhtnl,btlhz->btnhz", near, own[1]
+  )

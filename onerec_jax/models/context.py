@@ -1,11 +1,13 @@
 """User pathways → context: what is known of a user, position by position."""
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import layers
+from onerec_jax.models import attention, layers
 
 FeatureSizes = tuple[tuple[str, int], ...]
 """(name, number of values with 0) of each feature, sorted by name."""
@@ -92,3 +94,70 @@ class ContextEmbedding(nn.Module):
     return layers.Embedding(
       size, self.feature_embed_dim, name=f"feature_{name}"
     )(values)
+
+
+def width(model: nn.Module) -> int:
+  """Width of a generator's concatenated context embedding."""
+  features = len(model.features) + len(model.item_features) + 1
+  return (
+    len(model.codebook_sizes) * model.sid_embed_dim
+    + model.d_model * model.item_embedding
+    + features * model.feature_embed_dim
+  )
+
+
+def between_positions(
+  segment: Int[Array, "B S"], causal: bool
+) -> tuple[Int[Array, "B S S"], Bool[Array, "B S S"]]:
+  """How far apart context positions are, and which attend to which.
+
+  Args:
+    segment: of the batch; positions attend within their own.
+    causal: a position attends to itself and what came before it.
+
+  Returns:
+    Distances from the row's position to the column's, and the mask.
+  """
+  position = jnp.arange(segment.shape[1])
+  distance = (position[:, None] - position[None, :])[None]
+  mask = (segment[:, :, None] == segment[:, None, :]) & (segment > 0)[..., None]
+  if causal:
+    mask = mask & (distance >= 0)
+  distance = jnp.broadcast_to(jnp.abs(distance), mask.shape)
+  return distance, mask
+
+
+class ContextBlock(nn.Module):
+  """Self-attention among context positions, then a feed-forward.
+
+    z ← z + SelfAttn(RMSNorm(z));  z ← z + FFN(RMSNorm(z))
+
+  Attributes:
+    num_heads: H.
+    feed_forward: makes the feed-forward, given a name.
+    dropout: rate.
+  """
+
+  num_heads: int
+  feed_forward: Callable[..., nn.Module]
+  dropout: float
+
+  @nn.compact
+  def __call__(
+    self,
+    z: Float[Array, "B S D"],
+    bias: Float[Array, "B H S S"],
+    real: Float[Array, "B S"],
+  ) -> Float[Array, "B S D"]:
+    """Runs the block over every context position."""
+    B, S, D = z.shape
+    heads = (B, S, self.num_heads, D // self.num_heads)
+    drop = layers.Dropout(self.dropout)
+    h = layers.RMSNorm(name="norm")(z)
+    qkv = layers.Linear(3 * D, ("embed", "heads"), name="qkv")(h)
+    q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
+    h = attention.cross_attention(q[:, :, None], k, v, bias)
+    h = layers.Linear(D, ("heads", "embed"), name="out")(h.reshape(z.shape))
+    z = z + drop(h)
+    h = layers.RMSNorm(name="ffn_norm")(z)
+    return z + drop(self.feed_forward(name="ffn")(h, real))

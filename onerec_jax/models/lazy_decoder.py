@@ -22,8 +22,9 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from onerec_jax import config as config_lib
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, codes, layers
+from onerec_jax.models import attention, codes, layers, moe
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 
@@ -71,6 +72,7 @@ class LazyDecoderBlock(nn.Module):
     keys: Float[Array, "B S G Z"],
     values: Float[Array, "B S G Z"],
     bias: Float[Array, "B H #T S"],
+    real: Float[Array, "B T"],
     past: tuple[Array, Array] | None,
   ) -> tuple[Float[Array, "B T N D"], tuple[Array, Array]]:
     """Runs N new code positions of each target.
@@ -80,6 +82,7 @@ class LazyDecoderBlock(nn.Module):
       keys: of this block's key/value layer.
       values: likewise.
       bias: distance bias and mask of the context.
+      real: 1 at targets, 0 at padding.
       past: self-attention keys and values [B, T, L_past, H, Z] of the earlier
         codes; None at the first.
 
@@ -107,7 +110,8 @@ class LazyDecoderBlock(nn.Module):
     x = x + drop(h)
 
     h = layers.RMSNorm(name="ffn_norm")(x)
-    h = self.feed_forward(name="ffn")(h)
+    real = jnp.broadcast_to(real[:, :, None], x.shape[:3])
+    h = self.feed_forward(name="ffn")(h, real)
     x = x + drop(h)
     return constrain(x, ("batch", None, None, None)), (k, v)
 
@@ -124,10 +128,10 @@ class _ScannedBlock(nn.Module):
     block = layers.remat(LazyDecoderBlock, self.remat)
     self.block = block(self.num_heads, self.feed_forward, self.dropout)
 
-  def __call__(self, x, scanned, context):
+  def __call__(self, x, scanned, context, real):
     kv_layer, past = scanned
     keys, values = context.keys[kv_layer], context.values[kv_layer]
-    return self.block(x, keys, values, context.bias, past)
+    return self.block(x, keys, values, context.bias, real, past)
 
 
 class LazyDecoder(nn.Module):
@@ -160,6 +164,7 @@ class LazyDecoder(nn.Module):
   constrained_softmax: bool
   scan_layers: bool
   remat: str
+  moe: config_lib.MoEConfig
   dtype: Any
 
   def setup(self):
@@ -185,22 +190,30 @@ class LazyDecoder(nn.Module):
     self.drop = layers.Dropout(self.dropout)
 
     self.codes = codes.Codes(self.codebook_sizes, self.d_model, self.dtype)
-    feed_forward = functools.partial(layers.SwiGLU, self.d_ff)
+    feed_forwards = moe.feed_forwards(
+      self.moe, functools.partial(layers.SwiGLU, self.d_ff), self.num_layers
+    )
+    block = layers.remat(LazyDecoderBlock, self.remat)
+    self.layers = [
+      block(self.num_heads, feed_forward, self.dropout)
+      for feed_forward in feed_forwards[: self._looped]
+    ]
     if self.scan_layers:
-      self.layers = nn.scan(
+      self.scanned = nn.scan(
         _ScannedBlock,
-        variable_axes={"params": 0},
+        variable_axes={"params": 0, "loads": 0},
         split_rngs={"params": True, "dropout": True},
-        in_axes=(0, nn.broadcast),
-        length=self.num_layers,
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=self.num_layers - self._looped,
         metadata_params={nn.PARTITION_NAME: "layers"},
-      )(self.num_heads, feed_forward, self.dropout, self.remat)
-    else:
-      block = layers.remat(LazyDecoderBlock, self.remat)
-      self.layers = [
-        block(self.num_heads, feed_forward, self.dropout)
-        for _ in range(self.num_layers)
-      ]
+      )(self.num_heads, feed_forwards[-1], self.dropout, self.remat)
+
+  @property
+  def _looped(self) -> int:
+    """How many blocks run one by one; equal ones after them are scanned."""
+    if not self.scan_layers:
+      return self.num_layers
+    return self.moe.dense_layers if self.moe.num_experts else 0
 
   def kv_layer(self, layer: int) -> int:
     """Which key/value layer block `layer` reads: ⌊l · L_kv / num_layers⌋.
@@ -247,7 +260,8 @@ class LazyDecoder(nn.Module):
     """Teacher-forced logits [B, T, K_l] of every level, in float32."""
     context = self.encode(batch, catalogue)
     x = self.codes.inputs(jnp.take(catalogue.codes, batch.targets, axis=0))
-    x, _ = self._run_blocks(self.drop(x), context, None)
+    real = (batch.targets > 0).astype(jnp.float32)
+    x, _ = self._run_blocks(self.drop(x), context, real, None)
     return self.codes.all_logits(x)
 
   def decode_step(
@@ -270,38 +284,38 @@ class LazyDecoder(nn.Module):
       Logits [B, W, K_level] in float32 and the cache.
     """
     x = self.codes.step_input(level, previous, context.bias.shape[0])
-    x, cache = self._run_blocks(x, context, cache)
+    x, cache = self._run_blocks(x, context, jnp.ones(x.shape[:2]), cache)
     return self.codes.logits(level, x[:, :, 0]), cache
 
-  def _run_blocks(self, x, context, past):
+  def _run_blocks(self, x, context, real, past):
+    """`past` and what comes back: cached keys and values [layers, …]."""
     kv_layers = [self.kv_layer(layer) for layer in range(self.num_layers)]
-    if self.scan_layers:
-      return self.layers(x, (jnp.asarray(kv_layers), past), context)
     presents = []
-    for layer, (block, kv) in enumerate(zip(self.layers, kv_layers)):
+    for layer, block in enumerate(self.layers):
       own = None if past is None else (past[0][layer], past[1][layer])
-      keys, values = context.keys[kv], context.values[kv]
-      x, present = block(x, keys, values, context.bias, own)
+      keys, values = (
+        y[kv_layers[layer]] for y in (context.keys, context.values)
+      )
+      x, present = block(x, keys, values, context.bias, real, own)
+      presents.append(jax.tree.map(lambda y: y[None], present))
+    if self.scan_layers:
+      rest = jax.tree.map(lambda y: y[self._looped :], past)
+      scanned = jnp.asarray(kv_layers[self._looped :]), rest
+      x, present = self.scanned(x, scanned, context, real)
       presents.append(present)
-    return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *presents)
+    return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *presents)
 
 
-def context_width(model: LazyDecoder) -> int:
-  """Width of the concatenated context embedding (models/context.py)."""
-  features = len(model.features) + len(model.item_features) + 1
-  return (
-    len(model.codebook_sizes) * model.sid_embed_dim
-    + model.d_model * model.item_embedding
-    + features * model.feature_embed_dim
-  )
-
-
-def block_parameters(d_model: int, d_ff: int, num_layers: int) -> int:
-  """Parameters of the blocks' matrices: 6·d² of attention, SwiGLU's 3·d·F.
+def block_parameters(model: LazyDecoder) -> int:
+  """Active parameters of the blocks' matrices: 6·d² of attention, SwiGLU.
 
   18·d²·layers at the paper's F = 4·d (V2 Table 5).
   """
-  return num_layers * (6 * d_model**2 + 3 * d_model * d_ff)
+  D = model.d_model
+  feed_forwards = moe.active_parameters(
+    model.moe, D, 3 * D * model.d_ff, model.num_layers
+  )
+  return 6 * model.num_layers * D**2 + feed_forwards
 
 
 def forward_flops(
@@ -319,10 +333,8 @@ def forward_flops(
   kv_width = model.num_kv_heads * head_width
   d_context = model.kv_layers * model.kv_split * kv_width
   levels = len(model.codebook_sizes)
-  context = positions * context_width(model) * d_context
-  blocks = levels * block_parameters(
-    model.d_model, model.d_ff, model.num_layers
-  )
+  context = positions * context_lib.width(model) * d_context
+  blocks = levels * block_parameters(model)
   scores = model.num_layers * levels * 2 * positions * model.d_model
   own = model.num_layers * levels * (levels + 1) * model.d_model
   heads = model.d_model * sum(model.codebook_sizes)

@@ -1,14 +1,43 @@
 """From a model config and the data's sizes to a model."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from onerec_jax import config as config_lib
-from onerec_jax.models import layers, lazy_decoder, sasrec
+from onerec_jax.models import (
+  decoder_only,
+  encoder_decoder,
+  layers,
+  lazy_decoder,
+  moe,
+  sasrec,
+)
 
-Model = lazy_decoder.LazyDecoder | sasrec.SASRec
+Model = (
+  lazy_decoder.LazyDecoder
+  | encoder_decoder.EncoderDecoder
+  | decoder_only.DecoderOnly
+  | sasrec.SASRec
+)
+ModelConfig = config_lib.GeneratorConfig | config_lib.SASRecConfig
+
+_CLASSES = {
+  config_lib.LazyDecoderConfig: lazy_decoder.LazyDecoder,
+  config_lib.EncoderDecoderConfig: encoder_decoder.EncoderDecoder,
+  config_lib.DecoderOnlyConfig: decoder_only.DecoderOnly,
+  config_lib.SASRecConfig: sasrec.SASRec,
+}
+_COUNTERS = {
+  lazy_decoder.LazyDecoder: lazy_decoder,
+  encoder_decoder.EncoderDecoder: encoder_decoder,
+  decoder_only.DecoderOnly: decoder_only,
+  sasrec.SASRec: sasrec,
+}
+"""Model → the module that counts its FLOPs and parameters."""
 
 
 def compute_dtype(name: str) -> Any:
@@ -27,7 +56,7 @@ def compute_dtype(name: str) -> Any:
 
 
 def create(
-  config: config_lib.LazyDecoderConfig | config_lib.SASRecConfig,
+  config: ModelConfig,
   num_items: int,
   codebook_sizes: tuple[int, ...],
   features: dict[str, int],
@@ -45,11 +74,6 @@ def create(
   Raises:
     ValueError: sizes that do not fit each other, named.
   """
-  if config.d_model % config.num_heads:
-    raise ValueError(
-      f"model.d_model={config.d_model} is no multiple of "
-      f"model.num_heads={config.num_heads}"
-    )
   # The two share a name space of parameters with the user token's.
   names = [*features, *(f"item_{name}" for name in item_features), "user_token"]
   twice = sorted({name for name in names if names.count(name) > 1})
@@ -58,58 +82,86 @@ def create(
       f"two features are called {twice[0]!r}; rename the column and prepare "
       "the data again"
     )
-  feature_sizes = tuple(sorted(features.items()))
-  dtype = compute_dtype(config.compute_dtype)
-  values = dict(vars(config), dtype=dtype)
+  _divides(config, "d_model", "num_heads")
+  values = dict(
+    vars(config),
+    dtype=compute_dtype(config.compute_dtype),
+    num_items=num_items,
+    features=tuple(sorted(features.items())),
+  )
   del values["system"], values["compute_dtype"]
-  if isinstance(config, config_lib.SASRecConfig):
-    return sasrec.SASRec(num_items=num_items, features=feature_sizes, **values)
-  if config.num_heads % config.num_kv_heads:
+  if needs_semantic_ids(config):
+    _check_generator(config)
+    values |= {
+      "codebook_sizes": tuple(codebook_sizes),
+      "item_features": tuple(sorted(item_features.items())),
+      # A copy: the config stays free to change.
+      "moe": dataclasses.replace(config.moe),
+    }
+  return _CLASSES[type(config)](**values)
+
+
+def _divides(config: ModelConfig, whole: str, part: str) -> None:
+  if getattr(config, whole) % getattr(config, part):
     raise ValueError(
-      f"model.num_heads={config.num_heads} is no multiple of "
-      f"model.num_kv_heads={config.num_kv_heads}"
+      f"model.{whole}={getattr(config, whole)} is no multiple of "
+      f"model.{part}={getattr(config, part)}"
     )
+
+
+def _one_of(name: str, value: str, known: Iterable[str]) -> None:
+  if value not in known:
+    raise ValueError(f"model.{name}={value!r}: want one of {sorted(known)}")
+
+
+def _check_generator(config: config_lib.GeneratorConfig) -> None:
+  """Raises ValueError where sizes do not fit each other."""
+  _one_of("remat", config.remat, layers.REMAT)
+  experts = config.moe
+  _one_of("moe.router", experts.router, moe.ROUTERS)
+  if experts.num_experts and not (
+    0 < experts.experts_per_token <= experts.num_experts and experts.every > 0
+  ):
+    raise ValueError(
+      f"model.moe.experts_per_token={experts.experts_per_token} must be in "
+      f"[1, model.moe.num_experts={experts.num_experts}] and "
+      f"model.moe.every={experts.every} above 0"
+    )
+  if isinstance(config, config_lib.EncoderDecoderConfig):
+    _one_of("feed_forward", config.feed_forward, encoder_decoder.DENSE)
+  if not isinstance(config, config_lib.LazyDecoderConfig):
+    return
+  _divides(config, "num_heads", "num_kv_heads")
   if config.kv_split not in (1, 2) or config.kv_layers > config.num_layers:
     raise ValueError(
       f"model.kv_split={config.kv_split} must be 1 or 2 and "
       f"model.kv_layers={config.kv_layers} at most model.num_layers="
       f"{config.num_layers}"
     )
-  if config.remat not in layers.REMAT:
+  if config.scan_layers and experts.num_experts and experts.every > 1:
     raise ValueError(
-      f"model.remat={config.remat!r}: want one of {list(layers.REMAT)}"
+      f"model.scan_layers needs blocks alike, not model.moe.every="
+      f"{experts.every}"
     )
-  return lazy_decoder.LazyDecoder(
-    codebook_sizes=tuple(codebook_sizes),
-    num_items=num_items,
-    features=feature_sizes,
-    item_features=tuple(sorted(item_features.items())),
-    **values,
-  )
 
 
-def needs_semantic_ids(
-  config: config_lib.LazyDecoderConfig | config_lib.SASRecConfig,
-) -> bool:
+def needs_semantic_ids(config: ModelConfig) -> bool:
   """Whether the model generates codes."""
-  return isinstance(config, config_lib.LazyDecoderConfig)
+  return isinstance(config, config_lib.GeneratorConfig)
+
+
+def balance_rate(config: ModelConfig) -> float:
+  """Step of the experts' balancing biases; 0 where there are no experts."""
+  return config.moe.balance_rate if needs_semantic_ids(config) else 0.0
 
 
 def forward_flops(
   model: Model, rows: int, positions: int, targets: int
 ) -> float:
   """Multiply-adds ×2 of one forward pass over a batch."""
-  if isinstance(model, sasrec.SASRec):
-    return sasrec.forward_flops(model, rows, positions, targets)
-  return lazy_decoder.forward_flops(model, rows, positions, targets)
+  return _COUNTERS[type(model)].forward_flops(model, rows, positions, targets)
 
 
 def block_parameters(model: Model) -> int:
-  """Parameters of the blocks' matrices, the N of the learning-rate rule."""
-  if isinstance(model, sasrec.SASRec):
-    return model.num_layers * (
-      4 * model.d_model**2 + 3 * model.d_model * model.d_ff
-    )
-  return lazy_decoder.block_parameters(
-    model.d_model, model.d_ff, model.num_layers
-  )
+  """Active parameters of the blocks' matrices, N of the learning-rate rule."""
+  return _COUNTERS[type(model)].block_parameters(model)

@@ -10,6 +10,7 @@ While training, a position sees all of its segment before it, also beyond
 in evaluation it sees the last `max_history`.
 """
 
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,35 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.models import attention, layers
-from onerec_jax.models.context import FeatureSizes
+from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
-
-
-class SASRecBlock(nn.Module):
-  """Causal self-attention within a segment, then a SwiGLU."""
-
-  num_heads: int
-  d_ff: int
-  dropout: float
-
-  @nn.compact
-  def __call__(
-    self,
-    x: Float[Array, "B S D"],
-    bias: Float[Array, "B H S S"],
-  ) -> Float[Array, "B S D"]:
-    """Runs the block over every context position."""
-    B, S, D = x.shape
-    heads = (B, S, self.num_heads, D // self.num_heads)
-    drop = layers.Dropout(self.dropout)
-    h = layers.RMSNorm(name="norm")(x)
-    qkv = layers.Linear(3 * D, ("embed", "heads"), name="qkv")(h)
-    q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-    h = attention.cross_attention(q[:, :, None], k, v, bias)
-    h = layers.Linear(D, ("heads", "embed"), name="out")(h.reshape(x.shape))
-    x = x + drop(h)
-    h = layers.SwiGLU(self.d_ff, name="ffn")(layers.RMSNorm(name="ffn_norm")(x))
-    return x + drop(h)
 
 
 class SASRec(nn.Module):
@@ -60,7 +34,7 @@ class SASRec(nn.Module):
   """
 
   num_items: int
-  features: FeatureSizes
+  features: context_lib.FeatureSizes
   num_layers: int
   d_model: int
   num_heads: int
@@ -79,8 +53,9 @@ class SASRec(nn.Module):
     }
     self.distance_bias = attention.DistanceBias(self.num_heads)
     self.drop = layers.Dropout(self.dropout)
+    feed_forward = functools.partial(layers.SwiGLU, self.d_ff)
     self.blocks = [
-      SASRecBlock(self.num_heads, self.d_ff, self.dropout)
+      context_lib.ContextBlock(self.num_heads, feed_forward, self.dropout)
       for _ in range(self.num_layers)
     ]
     self.norm = layers.RMSNorm()
@@ -93,17 +68,10 @@ class SASRec(nn.Module):
     for name, embed in self.feature_embeddings.items():
       x = x + embed(values[name])
     x = self.drop(x).astype(self.dtype)
-    # Every position is a query that sees itself and what came before it.
-    S = batch.items.shape[1]
-    until = jnp.where(batch.segment > 0, jnp.arange(1, S + 1)[None], 0)
-    queries = batch.replace(
-      visible_from=jnp.zeros_like(until), visible_until=until
-    )
-    bias = self.distance_bias(
-      attention.distances(until, S), batch_lib.visible(queries), static
-    )
+    distance, mask = context_lib.between_positions(batch.segment, causal=True)
+    bias = self.distance_bias(distance, mask, static)
     for block in self.blocks:
-      x = block(x, bias)
+      x = block(x, bias, (batch.segment > 0).astype(jnp.float32))
     x = constrain(self.norm(x), ("batch", None, None))
     last = jnp.maximum(batch.visible_until - 1, 0)[..., None]
     return jnp.take_along_axis(x, last, axis=1)
@@ -149,3 +117,10 @@ def forward_flops(
   block = 4 * D**2 + 3 * D * model.d_ff + 2 * positions * D
   scores = targets * D * (model.num_items + 1)
   return 2.0 * rows * (positions * model.num_layers * block + scores)
+
+
+def block_parameters(model: SASRec) -> int:
+  """Parameters of the blocks' matrices."""
+  return model.num_layers * (
+    4 * model.d_model**2 + 3 * model.d_model * model.d_ff
+  )

@@ -131,6 +131,7 @@ def train(
         tx=tx,
         seed=settings.seed,
         microbatches=settings.microbatches,
+        balance_rate=registry.balance_rate(config.model),
       ),
       shardings, mesh, catalogue, index,
     )  # fmt: skip
@@ -245,14 +246,17 @@ class _Loop:
       for name in fetched[0]
     }
     nonfinite, count = totals.pop("nonfinite"), totals.pop("count")
-    norm = totals.pop("grad_norm") / len(fetched)
-    values = {name: total / count for name, total in totals.items()}
+    of_steps = {
+      name: totals.pop(name) / len(fetched)
+      for name in ("grad_norm", "max_expert_load")
+      if name in totals
+    }
+    values = {name: total / count for name, total in totals.items()} | of_steps
     timed = fetched[window.untimed :]
     rate = len(timed) / window.seconds
     targets = float(np.sum([sums["count"] for sums in timed]))
     flops = self._step_flops * rate
     values |= {
-      "grad_norm": norm,
       "nonfinite": nonfinite,
       "learning_rate": float(self._schedule(done)),
       "epoch": done / self._steps_per_epoch,

@@ -15,8 +15,9 @@ from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.inference import prefix_index
 from onerec_jax.models import registry, sasrec
 
-Sums = dict[str, Float[Array, ""]]
-"""`loss`, `count` and whatever else is worth a curve, summed over targets."""
+Sums = dict[str, Any]
+"""`loss`, `count` and whatever else is worth a curve, summed over targets; and
+`loads`, tokens routed to each expert (models/moe.py), where there are any."""
 
 LossFn = Callable[[Any, Batch, Catalogue, Any, jax.Array], Sums]
 """(params, batch, catalogue, prefix index, key) → sums."""
@@ -70,7 +71,9 @@ def generative_loss(model: registry.Model) -> LossFn:
 
   def loss(params, batch, catalogue, index, key):
     rngs = None if key is None else {"dropout": key}
-    logits = model.apply({"params": params}, batch, catalogue, rngs=rngs)
+    logits, sown = model.apply(
+      {"params": params}, batch, catalogue, rngs=rngs, mutable=["loads"]
+    )
     codes = jnp.take(catalogue.codes, batch.targets, axis=0)
     valid = None
     if model.constrained_softmax:
@@ -79,7 +82,7 @@ def generative_loss(model: registry.Model) -> LossFn:
         for level in range(codes.shape[-1])
       ]
     weights = (batch.targets > 0).astype(jnp.float32)
-    return semantic_id_loss(logits, codes, weights, valid)
+    return semantic_id_loss(logits, codes, weights, valid) | sown
 
   return loss
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import partitioning
 from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.models import moe
 from onerec_jax.training import losses
 from onerec_jax.training.state import TrainState
 
@@ -65,15 +66,19 @@ def train_step(
   tx: optax.GradientTransformation,
   seed: int,
   microbatches: int = 1,
+  balance_rate: float = 0.0,
 ) -> tuple[TrainState, losses.Sums]:
   """One update. Randomness is a function of (seed, state.step) alone.
 
   An update whose loss or gradient is not finite is left out and counted; what
   to do about it is the loop's decision, which does not have to be asked here.
+  Where there are experts, their balancing biases move by `balance_rate`
+  towards equal loads (models/moe.py).
 
   Returns:
     The next state and sums over the batch (see losses.Sums), with `grad_norm`
-    and `nonfinite` (0 or 1) beside them.
+    and `nonfinite` (0 or 1) beside them, and `max_expert_load` (1: balanced)
+    in place of `loads`.
   """
   key = jax.random.fold_in(jax.random.key(seed), state.step)
   grads, sums = _gradients(
@@ -83,6 +88,10 @@ def train_step(
   finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
   updates, opt_state = tx.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
+  loads = sums.pop("loads", None)
+  if loads:
+    params = moe.balance(params, loads, balance_rate)
+    sums["max_expert_load"] = moe.max_load(loads)
   params, opt_state = jax.tree.map(
     lambda new, old: jnp.where(finite, new, old),
     (params, opt_state),

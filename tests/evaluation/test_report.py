@@ -160,16 +160,6 @@ def test_page_does_without_what_is_not_there(tmp_path):
     report.write_report(tmp_path, [])
 
 
-def test_metrics_log_refuses_a_broken_line_before_the_last(tmp_path):
-  path = tmp_path / "metrics.jsonl"
-  path.write_text('{"step": 1}\n\n{"step"\n{"step": 3}\n')
-  with pytest.raises(ValueError, match=r"metrics.jsonl, line 3: not JSON"):
-    report.read_metrics(path)
-  path.write_text('{"step": 1}\n{"st')
-  assert report.read_metrics(path) == [{"step": 1}]
-  assert report.read_metrics(tmp_path / "none.jsonl") == []
-
-
 def printed(function, *args, width=80, **kwargs):
   console = rich.console.Console(file=io.StringIO(), width=width)
   function(*args, console=console, **kwargs)

@@ -35,9 +35,9 @@ def joined(command):
 
 def run(command, folder, extra=""):
   """Runs a line of the README in `folder`; gives what it printed."""
-  python = re.compile(r"^(\.venv/bin/python|python)(?= )")
-  assert python.search(command), command
-  line = python.sub(sys.executable, command) + " " + extra
+  python = ".venv/bin/python "
+  assert command.startswith(python), "runs without an activated .venv"
+  line = f"{sys.executable} {command.removeprefix(python)} {extra}"
   # A terminal wide enough that no title is broken over two lines.
   environment = {
     **os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200",
@@ -100,7 +100,7 @@ def test_the_python_block_recommends(stranger):
   script.write_text(
     block + "\nprint(items, scores)\nassert len(items[0]) == 10"
   )
-  shown = run("python block.py", folder)
+  shown = run(".venv/bin/python block.py", folder)
   assert not {"'i7'", "'i3'"} & set(re.findall(r"'i\d+'", shown))
 
 
@@ -122,6 +122,12 @@ def test_many_users_at_once(stranger):
     items = {r["item_id"] for r in rows if r["user_id"] == user}
     assert len(items) == 10
     assert not items & log_of(folder, user)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_commands_of_a_page_need_no_activated_environment(page):
+  commands = re.findall(r"(\S*)python -m \w+", page.read_text())
+  assert set(commands) <= {".venv/bin/", "`.venv/bin/"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from onerec_jax.models import attention
+from onerec_jax.models import attention, context
+from tests import tiny
+
+cross_attention = tiny.jit(attention.cross_attention)
+causal_attention = tiny.jit(attention.causal_attention)
+prefix_attention = tiny.jit(attention.prefix_attention)
 
 
 def normal(*shape, seed=0):
@@ -26,7 +31,7 @@ def test_cross_attention(groups, shared_bias):
   k, v = normal(B, S, groups, Z, seed=1), normal(B, S, groups, Z, seed=2)
   bias = normal(B, H, 1 if shared_bias else T, S, seed=3)
   bias[0, :, 0, 2:4] = attention.MASKED
-  found = attention.cross_attention(*map(jnp.asarray, (q, k, v, bias)))
+  found = cross_attention(*map(jnp.asarray, (q, k, v, bias)))
   for b, t, n, h in np.ndindex(B, T, L, H):
     g = h // (H // groups)
     own = bias[b, h, 0 if shared_bias else t]
@@ -47,8 +52,8 @@ def test_hidden_positions_weigh_exactly_nothing():
   bias[..., 3:] = attention.MASKED
   huge = k.copy()
   huge[:, 3:] *= 1e4
-  one = attention.cross_attention(*map(jnp.asarray, (q, k, k, bias)))
-  other = attention.cross_attention(*map(jnp.asarray, (q, huge, huge, bias)))
+  one = cross_attention(*map(jnp.asarray, (q, k, k, bias)))
+  other = cross_attention(*map(jnp.asarray, (q, huge, huge, bias)))
   np.testing.assert_array_equal(one, other)
 
 
@@ -59,7 +64,7 @@ def test_nothing_visible_gives_no_nan():
   def total(q, k):
     return jnp.sum(jnp.square(attention.cross_attention(q, k, k, bias)))
 
-  value, grads = jax.value_and_grad(total, (0, 1))(q, k)
+  value, grads = tiny.jit(jax.value_and_grad(total, (0, 1)))(q, k)
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in grads)
 
@@ -70,7 +75,7 @@ def test_causal_attention(new):
   B, T, L, H, Z = 2, 3, 4, 2, 3
   q = normal(B, T, new, H, Z)
   k, v = normal(B, T, L, H, Z, seed=1), normal(B, T, L, H, Z, seed=2)
-  found = attention.causal_attention(*map(jnp.asarray, (q, k, v)))
+  found = causal_attention(*map(jnp.asarray, (q, k, v)))
   for b, t, n, h in np.ndindex(B, T, new, H):
     seen = L - new + n + 1
     weights = softmax(
@@ -82,15 +87,61 @@ def test_causal_attention(new):
     )
 
 
+@pytest.mark.parametrize("new", [1, 2, 4])
+@pytest.mark.parametrize("shared_bias", [False, True])
+def test_prefix_attention(new, shared_bias):
+  """The last `new` of four codes after a shared context: one softmax."""
+  B, T, L, H, S, Z = 2, 3, 4, 2, 5, 3
+  q = normal(B, T, new, H, Z)
+  prefix = normal(B, S, H, Z, seed=1), normal(B, S, H, Z, seed=2)
+  own = normal(B, T, L, H, Z, seed=3), normal(B, T, L, H, Z, seed=4)
+  bias = normal(B, H, 1 if shared_bias else T, S, seed=5)
+  bias[0, :, 0, 2:4] = attention.MASKED
+  bias[1, :, 0] = attention.MASKED  # a padding target: its codes alone
+  found = prefix_attention(*jax.tree.map(jnp.asarray, (q, prefix, bias, own)))
+  for b, t, n, h in np.ndindex(B, T, new, H):
+    seen = L - new + n + 1
+    keys = [*prefix[0][b, :, h], *own[0][b, t, :seen, h]]
+    values = [*prefix[1][b, :, h], *own[1][b, t, :seen, h]]
+    biases = [*bias[b, h, 0 if shared_bias else t], *[0.0] * seen]
+    scores = [
+      q[b, t, n, h] @ k / np.sqrt(Z) + more for k, more in zip(keys, biases)
+    ]
+    expected = sum(w * v for w, v in zip(softmax(scores), values))
+    np.testing.assert_allclose(
+      found[b, t, n, h], expected, rtol=1e-4, atol=1e-5
+    )
+
+
 def test_attention_weighs_in_float32():
   """Weights of 1/4096 each, whose bfloat16 sum would stop at 256 of them."""
   S = 4096
   q = jnp.zeros((1, 1, 1, 1, 2), jnp.bfloat16)
   k = jnp.ones((1, S, 1, 2), jnp.bfloat16)
   bias = jnp.zeros((1, 1, 1, S))
-  found = attention.cross_attention(q, k, k, bias)
+  found = cross_attention(q, k, k, bias)
   assert found.dtype == jnp.bfloat16
   np.testing.assert_allclose(np.float32(found).ravel(), 1.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_between_positions(causal):
+  segment = np.asarray([[1, 1, 1, 2, 2, 0], [0, 3, 3, 0, 1, 1]])
+  distance, mask = context.between_positions(jnp.asarray(segment), causal)
+  assert distance.shape == mask.shape == (2, 6, 6)
+  for b, i, j in np.ndindex(2, 6, 6):
+    same = segment[b, i] == segment[b, j] and segment[b, i] > 0
+    assert mask[b, i, j] == (same and (j <= i or not causal))
+    if mask[b, i, j]:
+      assert distance[b, i, j] == abs(i - j)
+
+
+def test_distances_from_what_a_target_saw_last():
+  until = np.asarray([[4, 0, 7], [1, 2, 3]])
+  found = attention.distances(jnp.asarray(until), 8)
+  assert found.shape == (2, 3, 8)
+  for b, t, s in np.ndindex(2, 3, 8):
+    assert found[b, t, s] == until[b, t] - 1 - s
 
 
 def test_distance_buckets():
@@ -112,8 +163,8 @@ def test_distance_bias_is_masked_and_starts_at_a_slope():
   mask = jnp.arange(6)[None, None, :] < until[:, :, None]
   module = attention.DistanceBias(3)
   arguments = attention.distances(until, 6), mask, static
-  variables = nn.unbox(module.init(jax.random.key(0), *arguments))
-  bias = np.asarray(module.apply(variables, *arguments))
+  variables = nn.unbox(tiny.jit(module.init)(jax.random.key(0), *arguments))
+  bias = np.asarray(tiny.jit(module.apply)(variables, *arguments))
   assert bias.shape == (2, 3, 2, 6)
   for b, h, t, s in np.ndindex(bias.shape):
     if s >= until[b, t]:

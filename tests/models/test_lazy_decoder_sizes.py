@@ -1,4 +1,4 @@
-"""Parameters and multiply-adds of the lazy decoder."""
+"""Parameters of the lazy decoder at the paper's sizes."""
 
 import flax
 import jax
@@ -9,6 +9,7 @@ from flax import linen as nn
 from onerec_jax import config as config_lib
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
+from tests import tiny
 
 TABLE_5 = {
   # Nominal size: d_model, layers, heads, embed_dim; V2 Table 5.
@@ -43,7 +44,7 @@ def test_sizes_of_the_paper(nominal):
     lambda key: nn.unbox(model.init(key, batch, catalogue)["params"]),
     jax.random.key(0),
   )
-  blocks = flax.traverse_util.flatten_dict(shapes["layers"])
+  blocks = flax.traverse_util.flatten_dict(shapes["scanned"])
   matrices = sum(x.size for x in blocks.values() if x.ndim == 3)
   assert matrices == 18 * d_model**2 * num_layers
   assert matrices == registry.block_parameters(model)
@@ -63,23 +64,28 @@ def test_sizes_of_the_paper(nominal):
     )
 
 
-@pytest.mark.parametrize("changes", [{}, {"kv_layers": 2, "kv_split": 2}])
-def test_flops_agree_with_the_compiler(changes):
+@pytest.mark.parametrize("scan_layers", [False, True])
+def test_experts_of_the_paper(scan_layers):
+  """4.07B in matrices of blocks, 0.4996B of them active, routers apart."""
+  experts = config_lib.MoEConfig(
+    num_experts=53,
+    experts_per_token=3,
+    shared_experts=1,
+    d_ff=1408,
+    dense_layers=2,
+  )
   config = config_lib.LazyDecoderConfig(
-    num_layers=2, d_model=256, num_heads=4, num_kv_heads=4, d_ff=512,
-    dropout=0.0, **changes,
+    num_layers=14, d_model=1408, num_heads=11, num_kv_heads=11,
+    d_ff=4 * 1408, moe=experts, scan_layers=scan_layers,
   )  # fmt: skip
-  B, S, T, K = 2, 64, 16, 64
-  model = registry.create(config, 100, (K,) * 3, {"a": 3}, {"b": 4})
-  zeros = lambda n: jax.ShapeDtypeStruct((B, n), jnp.int32)
-  batch = Batch(
-    zeros(S), zeros(S), {"a": zeros(S)}, zeros(T), zeros(T), zeros(T)
-  )
-  catalogue = Catalogue(
-    jax.ShapeDtypeStruct((101, 3), jnp.int32),
-    {"b": jax.ShapeDtypeStruct((101,), jnp.int32)},
-  )
-  variables = jax.eval_shape(model.init, jax.random.key(0), batch, catalogue)
-  compiled = jax.jit(model.apply).lower(variables, batch, catalogue).compile()
-  counted = registry.forward_flops(model, B, S, T)
-  assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
+  model = registry.create(config, 100, (8192,) * 3, {}, {})
+  sizes = tiny.block_matrices(model)
+  routers = sum(size for name, size in sizes.items() if "router" in name)
+  matrices = sum(sizes.values()) - routers
+  assert routers == 12 * 53 * 1408
+  assert matrices == (14 * 6 + 2 * 12 + 12 * 54 * 3) * 1408**2
+  assert matrices / 1e9 == pytest.approx(4.07, abs=0.005)
+  # Of 53 routed experts 3: 50 are not met. Every token meets the routers.
+  active = matrices - 12 * 50 * 3 * 1408**2
+  assert active / 1e9 == pytest.approx(0.4996, abs=5e-5)
+  assert registry.block_parameters(model) == active + routers

@@ -7,17 +7,25 @@ import jax.numpy as jnp
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax.models import lazy_decoder, registry, sasrec
-
-
-@pytest.mark.parametrize(
-  ("config", "kind"),
-  [
-    (config_lib.LazyDecoderConfig(), lazy_decoder.LazyDecoder),
-    (config_lib.SASRecConfig(), sasrec.SASRec),
-  ],
+from onerec_jax.models import (
+  decoder_only,
+  encoder_decoder,
+  lazy_decoder,
+  registry,
+  sasrec,
 )
-def test_every_field_of_the_config_reaches_the_model(config, kind):
+
+KINDS = [
+  (config_lib.LazyDecoderConfig, lazy_decoder.LazyDecoder),
+  (config_lib.EncoderDecoderConfig, encoder_decoder.EncoderDecoder),
+  (config_lib.DecoderOnlyConfig, decoder_only.DecoderOnly),
+  (config_lib.SASRecConfig, sasrec.SASRec),
+]
+
+
+@pytest.mark.parametrize(("cls", "kind"), KINDS)
+def test_every_field_of_the_config_reaches_the_model(cls, kind):
+  config = cls()
   for field in dataclasses.fields(config):
     # Away from the default, so that a dropped field shows.
     value = getattr(config, field.name)
@@ -32,12 +40,30 @@ def test_every_field_of_the_config_reaches_the_model(config, kind):
   for field in dataclasses.fields(config):
     if field.name not in ("system", "compute_dtype"):
       assert getattr(model, field.name) == getattr(config, field.name)
-  generative = kind is lazy_decoder.LazyDecoder
+  generative = kind is not sasrec.SASRec
   assert registry.needs_semantic_ids(config) == generative
   if generative:
     assert model.codebook_sizes == (4, 5)
     assert model.item_features == (("c", 4),)
   hash(model)  # a static argument of jit
+
+
+@pytest.mark.parametrize("cls", [cls for cls, _ in KINDS[:-1]])
+def test_a_config_that_changes_leaves_its_model_alone(cls):
+  config = cls()
+  config.moe.num_experts = 8
+  make = lambda: registry.create(config, 10, (4, 5), {}, {})
+  model, twin = make(), make()
+  before = hash(model)
+  config.moe.num_experts, config.moe.router = 16, "softmax"
+  assert (model.moe.num_experts, model.moe.router) == (8, "sigmoid")
+  assert hash(model) == before
+  assert model == twin
+  assert model != make()
+
+
+def _moe(**changes):
+  return {"moe": config_lib.MoEConfig(**{"num_experts": 4, **changes})}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +76,46 @@ def test_every_field_of_the_config_reaches_the_model(config, kind):
     ({"num_layers": 2, "kv_layers": 3}, "kv_layers=3.*num_layers=\n?2"),
     ({"remat": "some"}, "remat='some'"),
     ({"compute_dtype": "float16"}, "compute_dtype 'float16'"),
+    (
+      {"scan_layers": True, **_moe(every=2)},
+      r"scan_layers.*model\.moe\.every=2",
+    ),
   ],
 )
 def test_sizes_that_do_not_fit_are_named(changes, message):
   config = config_lib.LazyDecoderConfig(**changes)
   with pytest.raises(ValueError, match=message):
+    registry.create(config, 10, (4, 4), {}, {})
+
+
+@pytest.mark.parametrize("cls", [cls for cls, _ in KINDS[:-1]])
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    (
+      _moe(router="top"),
+      r"model\.moe\.router='top'.*'sigmoid', 'softmax'",
+    ),
+    (
+      _moe(experts_per_token=5),
+      r"model\.moe\.experts_per_token=5.*model\.moe\.num_experts=4",
+    ),
+    (_moe(experts_per_token=0), r"model\.moe\.experts_per_token=0"),
+    (_moe(every=0), r"model\.moe\.every=0"),
+    ({"num_heads": 3}, r"d_model=128.*num_heads=3"),
+    ({"remat": "some"}, "remat='some'.*'dots', 'full', 'none'"),
+  ],
+)
+def test_what_generators_share_is_checked_in_all(cls, changes, message):
+  with pytest.raises(ValueError, match=message):
+    registry.create(cls(**changes), 10, (4, 4), {}, {})
+
+
+def test_feed_forwards_are_named():
+  config = config_lib.EncoderDecoderConfig(feed_forward="relu")
+  with pytest.raises(
+    ValueError, match=r"model\.feed_forward='relu'.*'mlp', 'swiglu'"
+  ):
     registry.create(config, 10, (4, 4), {}, {})
 
 

@@ -183,6 +183,7 @@ def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path):
   path.write_text('{"step": 1\n{"step": 2, "kind": "train"}\n')
   with pytest.raises(ValueError, match="line 1"):
     metrics_writer.read(path)
+  assert metrics_writer.read(tmp_path / "none.jsonl") == []
 
 
 _PROGRAM = """

@@ -62,7 +62,7 @@ def one_device(tiny):
   return _run(tiny, config_lib.MeshConfig(), jax.devices()[:1], 50)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 1, 2)])
 def test_eight_devices_equal_one_after_fifty_steps(tiny, one_device, shape):
   """Parameters and losses within 1e-5, dropout included."""
   expected, losses_one = one_device
@@ -107,7 +107,7 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(tiny):
 
 
 def test_the_state_is_donated_and_keeps_its_shardings(tiny):
-  mesh_config = config_lib.MeshConfig(2, 2, 2)
+  mesh_config = config_lib.MeshConfig(2, 2, 1, 2)
   mesh, current, compiled, stream, tables, rows = _start(
     tiny, mesh_config, jax.devices()
   )

@@ -1,0 +1,188 @@
+r"""A training step of the three architectures at equal block parameters.
+
+  python -m benchmarks.architectures [--contexts=16] [--output=a.json]
+
+V2's comparison (arXiv 2508.20900, Tables 1 and 2) in time and memory: lazy
+decoder, encoder-decoder (1 : 1) and naive decoder-only at about 50M block
+parameters, contexts of 512 positions with 5 targets each, three levels of
+8,192 codes, AdamW included. Times are medians of whole steps; temporaries are
+the compiler's; GFLOP/s count the model's matrix products, beside a float32
+matmul measured in the same process.
+"""
+
+import dataclasses
+import functools
+import time
+from typing import Any
+
+import jax
+import numpy as np
+import rich
+import rich.table
+from absl import app, flags
+
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning
+from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.models import registry
+from onerec_jax.training import losses, optimizer, state, step, throughput
+
+_CONTEXTS = flags.DEFINE_integer("contexts", 16, "Rows of a batch.")
+_POSITIONS = flags.DEFINE_integer("positions", 512, "Of a context.")
+_TARGETS = flags.DEFINE_integer("targets", 5, "Of a context.")
+_MODELS = flags.DEFINE_list(
+  "models", ["lazy_decoder", "encoder_decoder", "decoder_only"], "Which."
+)
+_REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON to write.")
+
+LEVELS, CODES, ITEMS = 3, 8192, 100_000
+COMMON = dict(
+  d_model=512,
+  num_heads=8,
+  d_ff=2048,
+  sid_embed_dim=26,
+  item_embedding=False,
+  dropout=0.0,
+  constrained_softmax=False,
+  compute_dtype="float32",
+)
+CONFIGS = {
+  # 18·d²·11 = 51.9M; (16·6 + 20·5)·d² = 51.4M; 16·d²·12 = 50.3M.
+  "lazy_decoder": config_lib.LazyDecoderConfig(
+    num_layers=11, num_kv_heads=8, **COMMON
+  ),
+  "encoder_decoder": config_lib.EncoderDecoderConfig(
+    encoder_layers=6, decoder_layers=5, causal_encoder=False, **COMMON
+  ),
+  "decoder_only": config_lib.DecoderOnlyConfig(num_layers=12, **COMMON),
+}
+
+
+@dataclasses.dataclass
+class Measurement:
+  """One architecture's figures."""
+
+  block_parameters: int
+  parameters: int
+  seconds: float
+  temporary_bytes: int
+  gflops: float
+  loss: float
+
+
+def make_batch(rows: int, positions: int, targets: int) -> Batch:
+  """Full contexts, one user a row, all targets after the context."""
+  rng = np.random.default_rng(0)
+  items = rng.integers(1, ITEMS + 1, (rows, positions)).astype(np.int32)
+  items[:, 0] = 0  # the user token
+  until = np.full((rows, targets), positions, np.int32)
+  return Batch(
+    items=items,
+    segment=np.ones_like(items),
+    features={},
+    targets=rng.integers(1, ITEMS + 1, (rows, targets)).astype(np.int32),
+    visible_from=np.ones_like(until),
+    visible_until=until,
+  )
+
+
+def make_catalogue() -> Catalogue:
+  """Random codes."""
+  rng = np.random.default_rng(1)
+  return Catalogue(
+    rng.integers(0, CODES, (ITEMS + 1, LEVELS)).astype(np.int32), {}
+  )
+
+
+def measure(model: registry.Model, batch: Batch, repeats: int) -> Measurement:
+  """Compiles and times training steps on the devices there are."""
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  rows = partitioning.batch_sharding(mesh)
+  shape = (*batch.items.shape, batch.targets.shape[1])
+  batch = jax.device_put(batch, rows)
+  catalogue = jax.device_put(make_catalogue(), partitioning.replicated(mesh))
+  config = config_lib.OptimizerConfig()
+  schedule = optimizer.make_schedule(
+    config, registry.block_parameters(model), 1000
+  )
+  tx = optimizer.make_optimizer(config, schedule)
+  with jax.set_mesh(mesh):
+    current, shardings, _ = state.create(model, tx, batch, catalogue, 0, mesh)
+    parameters = state.num_parameters(current.params)
+    train_step = functools.partial(
+      step.train_step, loss_fn=losses.make_loss(model), tx=tx, seed=0
+    )
+    compiled = step.compile_step(train_step, shardings, mesh, catalogue, None)
+    compiled = compiled.lower(current, batch, catalogue, None).compile()
+    times, loss = [], 0.0
+    for _ in range(repeats + 1):
+      start = time.perf_counter()
+      current, sums = compiled(current, batch, catalogue, None)
+      loss = float(sums["loss"]) / float(sums["count"])
+      times.append(time.perf_counter() - start)
+  return Measurement(
+    registry.block_parameters(model),
+    parameters,
+    float(np.median(times[1:])),
+    compiled.memory_analysis().temp_size_in_bytes,
+    3.0 * registry.forward_flops(model, *shape) / 1e9,
+    loss,
+  )
+
+
+def _table(found: dict[str, Measurement], matmul: float) -> rich.table.Table:
+  table = rich.table.Table(box=None)
+  for heading in (
+    "model", "blocks", "s/step", "× first", "temporaries", "× first", "GFLOP",
+    "GFLOP/s", "of matmul",
+  ):  # fmt: skip
+    table.add_column(heading, justify="right")
+  first = next(iter(found.values()))
+  for name, m in found.items():
+    rate = m.gflops / m.seconds
+    table.add_row(
+      name,
+      f"{m.block_parameters / 1e6:.1f}M",
+      f"{m.seconds:.2f}",
+      f"{m.seconds / first.seconds:.1f}",
+      f"{m.temporary_bytes / 2**30:.2f} GiB",
+      f"{m.temporary_bytes / first.temporary_bytes:.1f}",
+      f"{m.gflops:.0f}",
+      f"{rate:.0f}",
+      f"{rate * 1e9 / matmul:.0%}",
+    )
+  return table
+
+
+def main(argv: list[str]) -> None:
+  """Entry point."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  batch = make_batch(_CONTEXTS.value, _POSITIONS.value, _TARGETS.value)
+  matmul = throughput.measure_matmul()
+  found: dict[str, Any] = {}
+  for name in _MODELS.value:
+    model = registry.create(CONFIGS[name], ITEMS, (CODES,) * LEVELS, {}, {})
+    found[name] = measure(model, batch, _REPEATS.value)
+    jax.clear_caches()
+    rich.print(_table(found, matmul))
+  rich.print(
+    f"a matmul: {matmul / 1e9:.0f} GFLOP/s; {len(jax.devices())} × "
+    f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+  )
+  if _OUTPUT.value:
+    files.write_json(
+      _OUTPUT.value,
+      {
+        "contexts": _CONTEXTS.value,
+        "positions": _POSITIONS.value,
+        "targets": _TARGETS.value,
+        "matmul_gflops_per_s": matmul / 1e9,
+        "models": {k: dataclasses.asdict(m) for k, m in found.items()},
+      },
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,127 @@
+"""The directory of a run: whose it is, and what is refused before it starts."""
+
+import pathlib
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from onerec_jax import checkpoint, files
+from onerec_jax import config as config_lib
+from onerec_jax.data import prepare
+from onerec_jax.inference import assemble
+
+
+def record(system: assemble.System) -> dict[str, Any]:
+  """What a run is made of; a run with another record is another run."""
+  sids = system.semantic_ids
+  return {
+    "config": config_lib.to_dict(system.config),
+    "prepared": system.prepared.manifest["fingerprint"],
+    "semantic_ids": sids.fingerprint if sids else "",
+  }
+
+
+def _identity(record: dict[str, Any]) -> dict[str, Any]:
+  """The part of a record that must not change under one name.
+
+  Where raw files lie and over which devices a run is spread are none of it,
+  so that a run goes on on another machine.
+  """
+  config = dict(record["config"])
+  config["prepare"] = {
+    name: value
+    for name, value in config["prepare"].items()
+    if name not in prepare.PLACES
+  }
+  del config["mesh"]
+  return record | {"config": config}
+
+
+def _differences(old: Any, new: Any, path: str = "") -> list[str]:
+  if isinstance(old, dict) and isinstance(new, dict):
+    return [
+      line
+      for key in sorted({*old, *new})
+      for line in _differences(old.get(key), new.get(key), f"{path}.{key}")
+    ]
+  return [] if old == new else [f"{path[1:]}: {old!r} → {new!r}"]
+
+
+def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
+  """Writes a run's config.json, or refuses a directory of another run.
+
+  Args:
+    run: the run's directory.
+    found: its `record`.
+
+  Raises:
+    ValueError: the directory holds a run with other settings, named.
+  """
+  path = run / "config.json"
+  kept = checkpoint.steps(run / "checkpoints") or (run / "best.json").exists()
+  # A run that failed before it kept anything does not take its name with it.
+  if not (path.exists() and kept):
+    if jax.process_index() == 0:
+      files.write_json(path, found)
+    return
+  old = files.read_json(path)
+  changes = _differences(_identity(old), _identity(found))
+  if changes:
+    raise ValueError(
+      f"{run} holds a run with other settings ("
+      + "; ".join(changes[:5])
+      + f"); give this one another --config.name, or delete {run}"
+    )
+
+
+def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
+  """Refuses what could not train, before anything is compiled.
+
+  Raises:
+    ValueError: what does not fit, and what to change.
+  """
+  _check_leak(config)
+  _check_cutoffs(config, num_items)
+  _check_batch(config, mesh)
+
+
+def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
+  """Refuses a batch that cannot be laid out, before jax says so its own way."""
+  size = config.pipeline.batch_size
+  rows = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+  parts = {
+    f"the {rows} devices along data, fsdp and expert": rows,
+    f"training.microbatches={config.training.microbatches}": (
+      config.training.microbatches
+    ),
+  }
+  for what, number in parts.items():
+    if number < 1 or size % number:
+      raise ValueError(
+        f"pipeline.batch_size={size} is no multiple of {what}; change "
+        "--config.pipeline.batch_size"
+      )
+
+
+def _check_cutoffs(config: config_lib.Config, num_items: int) -> None:
+  if max(config.evaluation.cutoffs) > num_items:
+    raise ValueError(
+      f"evaluation.cutoffs={config.evaluation.cutoffs} ask for more than the "
+      f"{num_items} items there are; set, say, "
+      f"--config.evaluation.cutoffs='(1,)' --config.evaluation.select=ndcg@1"
+    )
+
+
+def _check_leak(config: config_lib.Config) -> None:
+  """Refuses an encoder through which earlier targets would see later events."""
+  if (
+    isinstance(config.model, config_lib.EncoderDecoderConfig)
+    and not config.model.causal_encoder
+    and config.pipeline.targets != "request"
+  ):
+    raise ValueError(
+      "model.causal_encoder=False lets every context position see the whole "
+      "row, and pipeline.targets=next_item has targets at all its times: set "
+      "--config.pipeline.targets=request or --config.model.causal_encoder=True"
+    )
