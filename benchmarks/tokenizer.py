@@ -19,8 +19,8 @@ import rich.console
 import rich.table
 from absl import app, flags
 
+from onerec_jax import balanced_kmeans, kmeans, semantic_ids
 from onerec_jax import config as config_lib
-from onerec_jax import kmeans, semantic_ids
 from onerec_jax.tokenizer import item_vectors, residual
 
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Raw data.", required=True)
@@ -78,10 +78,10 @@ def steps(vectors: np.ndarray, table: rich.table.Table, name: str) -> None:
     "k-means++ init": lambda: kmeans.plus_plus_init(x, size, key, valid),
     "assign": lambda: kmeans.assign(x, centroids),
     "plain step": lambda: kmeans.plain_step(x, centroids, valid),
-    "capped assign": lambda: kmeans.capped_assign(
+    "capped assign": lambda: balanced_kmeans.capped_assign(
       x, centroids, capacity, valid
     ),
-    "balanced assign": lambda: kmeans.balanced_assign(
+    "balanced assign": lambda: balanced_kmeans.balanced_assign(
       x, centroids, order, valid
     ),
   }

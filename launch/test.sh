@@ -7,5 +7,12 @@ bash launch/setup.sh dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/lint-imports
+# The TPU compiler, for the tests that compile for TPUs; beside the environment,
+# since JAX would look for a TPU in every program that finds it.
+libtpu=.venv/libtpu
+[[ -d $libtpu ]] || .venv/bin/python -m pip install --quiet --no-deps \
+  --disable-pip-version-check --target "$libtpu" "libtpu==0.0.42.*" ||
+  echo "no libtpu: the tests that compile for TPUs are skipped" >&2
+export PYTHONPATH="$PWD/$libtpu${PYTHONPATH:+:$PYTHONPATH}"
 # One process per core; each gets its own eight-device CPU mesh (conftest.py).
 exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"

@@ -1,4 +1,4 @@
-"""K-means in JAX: plain, balanced and capped, on one device or many.
+"""K-means in JAX, on one device or many; balanced ones: balanced_kmeans.py.
 
 Points may be sharded along their first axis (`shard`): every step is written
 so that GSPMD keeps them so, and only [I] vectors and [K, D] sums travel.
@@ -59,7 +59,7 @@ def shard(
   )
 
 
-def _split(x: Array, chunks: int) -> Array:
+def split(x: Array, chunks: int) -> Array:
   """[I, …] → [chunks, I / chunks, …], zero-padded.
 
   A chunk takes every chunks-th row, not a run of rows: the major part of the
@@ -71,18 +71,20 @@ def _split(x: Array, chunks: int) -> Array:
   return jnp.moveaxis(x, 1, 0)
 
 
-def _join(x: Array, rows: int) -> Array:
-  """The inverse of `_split`."""
+def join(x: Array, rows: int) -> Array:
+  """The inverse of `split`."""
   return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])[:rows]
 
 
-def _num_chunks(rows: int, codes: int, max_elements: int) -> int:
+def num_chunks(rows: int, codes: int, max_elements: int) -> int:
+  """Into how many pieces points go, so that their distances fit in memory."""
   return max(1, math.ceil(rows * codes / max_elements))
 
 
-def _squared_distances(
+def squared_distances(
   points: Float[Array, "I D"], centroids: Float[Array, "K D"]
 ) -> Float[Array, "I K"]:
+  """Of every point to every centroid, never below 0."""
   # Full float32 products: the fast lower-precision ones of accelerators turn
   # near ties, and the later levels work on residuals that are small already.
   product = jnp.einsum(
@@ -92,7 +94,7 @@ def _squared_distances(
   return jnp.maximum(norms - 2 * product + jnp.sum(centroids**2, 1)[None], 0)
 
 
-def _arg_min(distances: Float[Array, "I K"]) -> tuple[Array, Array]:
+def arg_min(distances: Float[Array, "I K"]) -> tuple[Array, Array]:
   """First index of the least element and the element, along axis 1."""
   # Two plain reductions: XLA's argmin carries pairs, which CPUs do slowly.
   least = jnp.min(distances, axis=1, keepdims=True)
@@ -121,12 +123,12 @@ def assign(
     Codes [I] (int32) and squared distances [I].
   """
   rows = points.shape[0]
-  chunks = _num_chunks(rows, centroids.shape[0], max_elements)
+  chunks = num_chunks(rows, centroids.shape[0], max_elements)
   codes, distances = jax.lax.map(
-    lambda chunk: _arg_min(_squared_distances(chunk, centroids)),
-    _split(points, chunks),
+    lambda chunk: arg_min(squared_distances(chunk, centroids)),
+    split(points, chunks),
   )
-  return _join(codes, rows), _join(distances, rows)
+  return join(codes, rows), join(distances, rows)
 
 
 def _update(
@@ -138,7 +140,7 @@ def _update(
   max_elements: int,
 ) -> Float[Array, "K D"]:
   """Cluster means; an empty cluster takes one of the farthest points."""
-  chunks = _num_chunks(points.shape[0], num_codes, max_elements)
+  chunks = num_chunks(points.shape[0], num_codes, max_elements)
 
   def add(totals: tuple[Array, Array], chunk: tuple) -> tuple[tuple, None]:
     x, code, real = chunk
@@ -154,9 +156,9 @@ def _update(
     add,
     start,
     (
-      _split(points, chunks),
-      _split(codes, chunks),
-      _split(valid.astype(jnp.float32), chunks),
+      split(points, chunks),
+      split(codes, chunks),
+      split(valid.astype(jnp.float32), chunks),
     ),
   )
   means = sums / jnp.maximum(counts, 1)[:, None]
@@ -196,128 +198,6 @@ def plain_step(
     points, codes, distances, valid, centroids.shape[0], max_elements
   )
   return updated, codes, distances
-
-
-@functools.partial(jax.jit, static_argnames="max_elements")
-def capped_assign(
-  points: Float[Array, "I D"],
-  centroids: Float[Array, "K D"],
-  capacity: int | Int[Array, ""],
-  valid: Bool[Array, "I"],
-  *,
-  max_elements: int = MAX_ELEMENTS,
-) -> tuple[Int[Array, "I"], Float[Array, "I"]]:
-  """Greedy by distance: at most `capacity` points a cluster.
-
-  The result is that of taking all (point, cluster) pairs from the shortest
-  on and accepting each whose point is free and whose cluster has room. It is
-  computed in parallel by deferred acceptance, which has the same, unique
-  outcome because both sides rank by one distance: every point asks the
-  nearest cluster still open to it, an over-full cluster keeps its nearest
-  `capacity` and from then on is closed beyond the last of them. Ties go to
-  the lower point index.
-
-  Args:
-    points: [I, D].
-    centroids: [K, D].
-    capacity: points a cluster may hold; K · capacity must reach I.
-    valid: [I] false rows are padding: they get code K - 1 and take no room.
-    max_elements: bound on the distances held at once.
-
-  Returns:
-    Codes [I] and squared distances [I].
-  """
-  rows, num_codes = points.shape[0], centroids.shape[0]
-  chunks = _num_chunks(rows, num_codes, max_elements)
-  row = jnp.arange(rows, dtype=jnp.int32)
-  split_points, split_row = _split(points, chunks), _split(row, chunks)
-
-  def nearest_open(limit: Array, last: Array) -> tuple[Array, Array]:
-    def one(chunk: tuple) -> tuple[Array, Array]:
-      distances = _squared_distances(chunk[0], centroids)
-      is_open = (distances < limit[None]) | (
-        (distances == limit[None]) & (chunk[1][:, None] <= last[None])
-      )
-      return _arg_min(jnp.where(is_open, distances, jnp.inf))
-
-    codes, distances = jax.lax.map(one, (split_points, split_row))
-    return _join(codes, rows), _join(distances, rows)
-
-  def body(state: tuple) -> tuple:
-    limit, last = state[:2]
-    codes, distances = nearest_open(limit, last)
-    asked = jnp.where(valid, codes, num_codes)
-    asked_sorted, by_distance, by_row = jax.lax.sort(
-      (asked, distances, row), num_keys=3
-    )
-    bounds = jnp.searchsorted(asked_sorted, jnp.arange(num_codes + 1))
-    over = jnp.diff(bounds) > capacity
-    kept = jnp.minimum(bounds[:-1] + capacity - 1, rows - 1)
-    limit = jnp.where(over, by_distance[kept], limit)
-    last = jnp.where(over, by_row[kept], last)
-    return limit, last, codes, distances, jnp.any(over)
-
-  # The body runs at least once, so that codes and distances are set.
-  state = (
-    jnp.full((num_codes,), jnp.inf),
-    jnp.full((num_codes,), rows, jnp.int32),
-    jnp.zeros((rows,), jnp.int32),
-    jnp.zeros((rows,)),
-    jnp.array(True),
-  )
-  state = jax.lax.while_loop(lambda state: state[4], body, state)
-  codes = jnp.where(valid, state[2], num_codes - 1)
-  return codes, state[3]
-
-
-@jax.jit
-def balanced_assign(
-  points: Float[Array, "I D"],
-  centroids: Float[Array, "K D"],
-  order: Int[Array, "K"],
-  valid: Bool[Array, "I"],
-) -> tuple[Int[Array, "I"], Float[Array, "I"]]:
-  """One sweep of OneRec's Algorithm 1 (arXiv 2502.18965).
-
-  The clusters, one after another, take the nearest w points of those left.
-  INFERRED, where K does not divide I: the first I mod K clusters in `order`
-  take one more, so that sizes differ by at most one.
-
-  Args:
-    points: [I, D].
-    centroids: [K, D].
-    order: [K] the order in which clusters choose.
-    valid: [I] false rows are padding: they get code 0 and take no room.
-
-  Returns:
-    Codes [I] and squared distances [I].
-  """
-  rows, num_codes = points.shape[0], centroids.shape[0]
-  width = math.ceil(rows / num_codes)
-  num_valid = jnp.sum(valid)
-  norms = jnp.sum(points**2, axis=1)
-
-  def take(turn: Array, state: tuple) -> tuple:
-    codes, distances, left = state
-    centroid = centroids[order[turn]]
-    product = jnp.einsum(
-      "id,d->i", points, centroid, precision=jax.lax.Precision.HIGHEST
-    )
-    distance = jnp.maximum(norms - 2 * product + jnp.sum(centroid**2), 0)
-    score, chosen = jax.lax.top_k(jnp.where(left, -distance, -jnp.inf), width)
-    size = num_valid // num_codes + (turn < num_valid % num_codes)
-    mine = jnp.arange(width) < size
-    # Rows beyond the size point out of range, and such writes are dropped.
-    chosen = jnp.where(mine, chosen, rows)
-    return (
-      codes.at[chosen].set(order[turn], mode="drop"),
-      distances.at[chosen].set(-score, mode="drop"),
-      left.at[chosen].set(False, mode="drop"),
-    )
-
-  start = (jnp.zeros((rows,), jnp.int32), jnp.zeros((rows,)), valid)
-  codes, distances, _ = jax.lax.fori_loop(0, num_codes, take, start)
-  return codes, distances
 
 
 @functools.partial(jax.jit, static_argnames="num_codes")
@@ -363,7 +243,7 @@ def plus_plus_init(
   return jax.lax.fori_loop(1, num_codes, body, (centroids, nearest))[0]
 
 
-def _sweeps(
+def sweeps(
   points: Array,
   centroids: Array,
   valid: Array,
@@ -402,7 +282,7 @@ def _sweeps(
 _INITS = {"k-means++": plus_plus_init, "random": random_init}
 
 
-def _start(
+def checked_start(
   points: Array, num_codes: int, valid: Array | None, init: str
 ) -> tuple[Array, Callable]:
   """The default mask and the initialiser, after checks."""
@@ -447,9 +327,9 @@ def fit(
   Raises:
     ValueError: K exceeds the number of points, or an unknown init.
   """
-  valid, initialise = _start(points, num_codes, valid, init)
+  valid, initialise = checked_start(points, num_codes, valid, init)
   nearest = functools.partial(assign, points, max_elements=max_elements)
-  clusters = _sweeps(
+  clusters = sweeps(
     points,
     initialise(points, num_codes, key, valid),
     valid,
@@ -460,72 +340,3 @@ def fit(
   )
   codes, distances = nearest(clusters.centroids)
   return clusters._replace(codes=codes, distances=distances)
-
-
-@functools.partial(
-  jax.jit, static_argnames=("num_codes", "iterations", "init", "max_elements")
-)
-def balanced_fit(
-  points: Float[Array, "I D"],
-  num_codes: int,
-  key: PRNGKeyArray,
-  valid: Bool[Array, "I"] | None = None,
-  *,
-  iterations: int = 20,
-  init: str = "random",
-  max_elements: int = MAX_ELEMENTS,
-) -> Clusters:
-  """Balanced k-means: OneRec Algorithm 1 (arXiv 2502.18965), one level.
-
-  INFERRED: the order in which clusters choose is drawn anew each sweep (the
-  late ones get what is left), so sweeps rarely repeat exactly and it is
-  `iterations` that ends the fit. Arguments and errors as in `fit`.
-
-  Returns:
-    Clusters of sizes that differ by at most one; centroids are the means of
-    their members.
-  """
-  valid, initialise = _start(points, num_codes, valid, init)
-
-  def assign_once(centroids: Array, key: Array) -> tuple[Array, Array]:
-    order = jax.random.permutation(key, num_codes).astype(jnp.int32)
-    return balanced_assign(points, centroids, order, valid)
-
-  start = initialise(points, num_codes, key, valid)
-  return _sweeps(
-    points, start, valid, key, iterations, assign_once, max_elements
-  )
-
-
-@functools.partial(
-  jax.jit, static_argnames=("num_codes", "iterations", "init", "max_elements")
-)
-def capped_fit(
-  points: Float[Array, "I D"],
-  num_codes: int,
-  key: PRNGKeyArray,
-  capacity: int | Int[Array, ""],
-  valid: Bool[Array, "I"] | None = None,
-  *,
-  iterations: int = 20,
-  init: str = "k-means++",
-  max_elements: int = MAX_ELEMENTS,
-) -> Clusters:
-  """K-means whose clusters hold at most `capacity` points (`capped_assign`).
-
-  Arguments and errors as in `fit`; K · capacity must reach the points.
-
-  Returns:
-    Clusters; centroids are the means of their members.
-  """
-  valid, initialise = _start(points, num_codes, valid, init)
-
-  def assign_once(centroids: Array, key: Array) -> tuple[Array, Array]:
-    return capped_assign(
-      points, centroids, capacity, valid, max_elements=max_elements
-    )
-
-  start = initialise(points, num_codes, key, valid)
-  return _sweeps(
-    points, start, valid, key, iterations, assign_once, max_elements
-  )

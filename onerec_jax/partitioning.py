@@ -24,7 +24,10 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   "layers": None,
   "embed": "fsdp",
   "heads": "tensor",
-  "kv": "tensor",
+  # The width of a context's embeddings is whatever the data have and may not
+  # divide; what it is projected to takes both axes.
+  "context": None,
+  "projected": ("fsdp", "tensor"),
   "mlp": "tensor",
   "expert": "expert",
   "codes": "tensor",
@@ -37,7 +40,7 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
   "bucket": None,
 }
 """Logical axis → mesh axes. `embed` is D of weight matrices, `table` the width
-of lookup tables, `kv` the key/value features of the context."""
+of lookup tables."""
 
 
 def make_mesh(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onerec_jax import kmeans
+from onerec_jax import balanced_kmeans, kmeans
 
 
 def points(seed: int, rows: int = 60, width: int = 5) -> np.ndarray:
@@ -114,23 +114,25 @@ def test_capped_assign_is_greedy_by_distance(seed, slack, duplicates):
   if duplicates:
     x[::2] = x[0]
   capacity = math.ceil(slack * 40 / 6)
-  codes, _ = kmeans.capped_assign(x, c, capacity, everyone(x))
+  codes, _ = balanced_kmeans.capped_assign(x, c, capacity, everyone(x))
   assert np.bincount(codes, minlength=6).max() <= capacity
   np.testing.assert_array_equal(codes, greedy(x, c, capacity))
 
 
 def test_capped_assign_chunked_and_padded_is_the_same():
   x, c = points(11), points(12, 6)
-  codes, _ = kmeans.capped_assign(x, c, 11, everyone(x))
+  codes, _ = balanced_kmeans.capped_assign(x, c, 11, everyone(x))
   padded = np.concatenate([x, np.zeros((4, 5), np.float32)])
   valid = jnp.arange(64) < 60
-  chunked, _ = kmeans.capped_assign(padded, c, 11, valid, max_elements=50)
+  chunked, _ = balanced_kmeans.capped_assign(
+    padded, c, 11, valid, max_elements=50
+  )
   np.testing.assert_array_equal(chunked[:60], codes)
 
 
 def test_capped_fit_never_exceeds_its_capacity():
   x = points(13) ** 3
-  found = kmeans.capped_fit(x, 7, jax.random.key(0), 9)
+  found = balanced_kmeans.capped_fit(x, 7, jax.random.key(0), 9)
   assert np.bincount(found.codes, minlength=7).max() <= 9
   free = kmeans.fit(x, 7, jax.random.key(0))
   assert np.bincount(free.codes, minlength=7).max() > 9
@@ -139,7 +141,9 @@ def test_capped_fit_never_exceeds_its_capacity():
 @pytest.mark.parametrize("num_codes", [6, 7, 60])
 def test_balanced_sizes_differ_by_at_most_one(num_codes):
   x = points(14) ** 3
-  found = kmeans.balanced_fit(x, num_codes, jax.random.key(0), iterations=5)
+  found = balanced_kmeans.balanced_fit(
+    x, num_codes, jax.random.key(0), iterations=5
+  )
   sizes = np.bincount(found.codes, minlength=num_codes)
   assert sizes.sum() == 60
   assert sizes.max() - sizes.min() <= (60 % num_codes > 0)
@@ -150,7 +154,9 @@ def test_balanced_sizes_differ_by_at_most_one(num_codes):
 def test_balanced_assign_follows_algorithm_1():
   x, c = points(15, 23), points(16, 4)
   order = np.array([2, 0, 3, 1], np.int32)
-  codes, _ = kmeans.balanced_assign(x, c, jnp.array(order), everyone(x))
+  codes, _ = balanced_kmeans.balanced_assign(
+    x, c, jnp.array(order), everyone(x)
+  )
   left, expected = list(range(23)), np.zeros(23, int)
   for turn, k in enumerate(order):
     size = 23 // 4 + (turn < 23 % 4)
@@ -165,8 +171,8 @@ def test_sharded_fit_equals_one_device(kind):
   x = points(17, 61)
   fits = {
     "none": kmeans.fit,
-    "equal": kmeans.balanced_fit,
-    "capped": lambda *args, **kw: kmeans.capped_fit(
+    "equal": balanced_kmeans.balanced_fit,
+    "capped": lambda *args, **kw: balanced_kmeans.capped_fit(
       *args[:3], 9, *args[3:], **kw
     ),
   }

@@ -27,7 +27,7 @@ jit = functools.partial(
     "xla_cpu_parallel_codegen_split_count": 1,
   },
 )
-"""`jax.jit` for programs that run once: a sixth of the time to compile."""
+"""`jax.jit` for programs that run once: a fraction of the time to compile."""
 
 SEES = {
   # (row, target): (user token, events), the positions it sees.

@@ -27,15 +27,23 @@ Params = Any
 Cache = Any
 
 
-@functools.partial(custom_partitioning, static_argnums=(1,))
 def top_k(
   scores: Float[Array, "B N"], k: int
 ) -> tuple[Float[Array, "B k"], Int[Array, "B k"]]:
   """`lax.top_k` of each row, on the devices where the rows lie.
 
-  The compiler's own rule gathers all rows on every device. Rows that are
-  split over devices are gathered here too.
+  Outside TPUs the compiler's own rule gathers all rows on every device; the
+  TPU compiler does not, and has no custom partitioning.
   """
+  return jax.lax.platform_dependent(
+    scores,
+    tpu=lambda x: tuple(jax.lax.top_k(x, k)),
+    default=lambda x: _local_top_k(x, k),
+  )
+
+
+@functools.partial(custom_partitioning, static_argnums=(1,))
+def _local_top_k(scores, k):
   return tuple(jax.lax.top_k(scores, k))
 
 
@@ -48,7 +56,7 @@ def _partition_top_k(k, mesh, arguments, results):
   return mesh, local, (of_rows, of_rows), (of_rows,)
 
 
-top_k.def_partition(
+_local_top_k.def_partition(
   partition=_partition_top_k,
   sharding_rule="b n -> b k, b k",
   need_replication_factors=("n", "k"),

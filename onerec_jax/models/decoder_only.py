@@ -150,7 +150,7 @@ class DecoderOnly(nn.Module):
       self.features,
       self.item_features,
     )
-    self.project = layers.Linear(self.d_model, ("mlp", "embed"))
+    self.project = layers.Linear(self.d_model, ("context", "projected"))
     self.drop_events = context_lib.EventDropout(self.context_dropout)
     self.drop = layers.Dropout(self.dropout)
     self.distance_bias = attention.DistanceBias(self.num_heads)

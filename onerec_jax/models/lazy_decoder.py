@@ -117,16 +117,20 @@ class LazyDecoderBlock(nn.Module):
 
 
 class _ScannedBlock(nn.Module):
-  """A block whose key/value layer is picked by index, for nn.scan."""
+  """A block whose key/value layer is picked by index, for nn.scan.
+
+  Recomputation goes round the picking: round the block alone, every layer
+  would keep a copy of the keys it was given (16 GB a chip at 8B).
+  """
 
   num_heads: int
   feed_forward: Callable[..., nn.Module]
   dropout: float
-  remat: str
 
   def setup(self):
-    block = layers.remat(LazyDecoderBlock, self.remat)
-    self.block = block(self.num_heads, self.feed_forward, self.dropout)
+    self.block = LazyDecoderBlock(
+      self.num_heads, self.feed_forward, self.dropout
+    )
 
   def __call__(self, x, scanned, context, real):
     kv_layer, past = scanned
@@ -180,7 +184,7 @@ class LazyDecoder(nn.Module):
       self.item_features,
     )
     self.project = layers.Linear(
-      self.kv_layers * self.kv_split * kv_width, ("embed", "kv")
+      self.kv_layers * self.kv_split * kv_width, ("context", "projected")
     )
     self.key_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
     if self.kv_split == 2:
@@ -200,13 +204,13 @@ class LazyDecoder(nn.Module):
     ]
     if self.scan_layers:
       self.scanned = nn.scan(
-        _ScannedBlock,
+        layers.remat(_ScannedBlock, self.remat),
         variable_axes={"params": 0, "loads": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=self.num_layers - self._looped,
         metadata_params={nn.PARTITION_NAME: "layers"},
-      )(self.num_heads, feed_forwards[-1], self.dropout, self.remat)
+      )(self.num_heads, feed_forwards[-1], self.dropout)
 
   @property
   def _looped(self) -> int:

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
+from onerec_jax import balanced_kmeans, files, kmeans, semantic_ids
 from onerec_jax import config as config_lib
-from onerec_jax import files, kmeans, semantic_ids
 from onerec_jax.tokenizer import collisions
 
 ITEMS_PER_CODE = 3
@@ -149,11 +149,11 @@ def _fit_level(
   if balance == "none":
     return kmeans.fit(residual, size, key, valid, iterations=iterations)
   if balance == "equal":
-    return kmeans.balanced_fit(
+    return balanced_kmeans.balanced_fit(
       residual, size, key, valid, iterations=iterations
     )
   capacity = math.ceil(config.slack * int(valid.sum()) / size)
-  return kmeans.capped_fit(
+  return balanced_kmeans.capped_fit(
     residual, size, key, capacity, valid, iterations=iterations
   )
 

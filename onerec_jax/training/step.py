@@ -39,8 +39,9 @@ def _gradients(
   grad = jax.grad(mean_loss, has_aux=True)
   if microbatches == 1:
     return grad(params, batch, key)
+  # Every microbatches-th row, so that each device's rows stay where they are.
   pieces = jax.tree.map(
-    lambda x: x.reshape(microbatches, -1, *x.shape[1:]), batch
+    lambda x: x.reshape(-1, microbatches, *x.shape[1:]).swapaxes(0, 1), batch
   )
   keys = jax.random.split(key, microbatches)
 

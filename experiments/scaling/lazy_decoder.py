@@ -1,0 +1,33 @@
+r"""The sizes of OneRec-V2, 0.05B to 8B, set up alike.
+
+python -m launch.compile_tpu --topology=v5p:4x4x4 \
+  --config=experiments/scaling/lazy_decoder.py:8B
+
+bounds the training step's MFU on 64 v5p chips at 99% (docs/tpu.md has the
+table), in two minutes on two cores.
+"""
+
+from onerec_jax import config as config_lib
+from onerec_jax.scaling import sizes
+
+
+def get_config(arg: str = "0.05B") -> config_lib.Config:
+  c = config_lib.Config(name=f"lazy_decoder_{arg}")
+  c.prepare.split = "time"
+  c.tokenizer.num_levels = 3
+  c.tokenizer.num_codes = 8192
+  c.pipeline.targets = "request"
+  # With the user token 512: a 513th position would cost a tile of 128 more.
+  c.pipeline.max_history = 511
+  c.pipeline.row_positions = 512
+  c.pipeline.row_targets = 5
+  c.pipeline.batch_size = 8192
+  c.model = sizes.lazy_decoder(arg)
+  c.model.remat = "dots"
+  # The context's width must divide over up to 64 chips along fsdp.
+  c.model.feature_embed_dim = 16 + -(3 * c.model.sid_embed_dim + 16) % 64
+  c.optimizer.schedule = "constant"
+  # Below 1B a chip holds the whole state.
+  c.mesh.fsdp = 32 if c.model.d_model >= 1792 else 1
+  c.evaluation.beam_width = 512
+  return c

@@ -1,0 +1,1 @@
+"""Sizes, scaling laws and the arithmetic of the papers' tables."""

@@ -1,0 +1,54 @@
+"""The sizes of V2's Table 5, against the paper's other columns."""
+
+import pytest
+
+from onerec_jax import config as config_lib
+from onerec_jax.scaling import sizes
+from onerec_jax.training import optimizer
+
+PAPER = {
+  # Name: millions of parameters in blocks, head width, learning rate.
+  "0.05B": (51.9, 64, 7.07e-4),
+  "0.1B": (88.5, 64, 5.00e-4),
+  "0.2B": (173, 64, 3.54e-4),
+  "0.5B": (500, 128, 2.24e-4),
+  "1B": (1040, 128, 1.58e-4),
+  "2B": (2102, 128, 1.12e-4),
+  "4B": (4056, 128, 7.91e-5),
+  "8B": (7861, 128, 5.59e-5),
+}
+
+
+def test_the_ladder_is_whole():
+  assert list(sizes.SIZES) == list(PAPER)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_size_has_the_papers_columns(name):
+  millions, head_width, learning_rate = PAPER[name]
+  model = sizes.lazy_decoder(name)
+  parameters = 18 * model.d_model**2 * model.num_layers
+  # Three digits are printed.
+  assert parameters / 1e6 == pytest.approx(millions, rel=3e-3)
+  assert model.d_model == head_width * model.num_heads
+  assert model.num_kv_heads == model.num_heads
+  assert model.d_ff == 4 * model.d_model
+  assert model.sid_embed_dim == round(model.d_model / 20)
+  # The rule takes the paper's own name of the size for N.
+  nominal = int(1e9 * float(name.removesuffix("B")))
+  rule = optimizer.paper_learning_rate(nominal)
+  assert rule == pytest.approx(learning_rate, rel=2e-3)
+
+
+def test_the_papers_loss_over_all_codes():
+  model = sizes.lazy_decoder("1B")
+  assert isinstance(model, config_lib.LazyDecoderConfig)
+  assert not model.constrained_softmax
+  assert not model.item_embedding
+  assert model.dropout == 0.0
+  assert (model.kv_layers, model.kv_split) == (1, 1)
+
+
+def test_an_unknown_size_is_refused():
+  with pytest.raises(ValueError, match=r"no size '3B'; known: 0.05B, .* 8B"):
+    sizes.lazy_decoder("3B")
