@@ -58,7 +58,7 @@ _FLAGS = (
     None,
     "gke: claim of a volume that all hosts can write to.",
   ),
-  (_STRING, "mount_path", "/work", "gke: where it is mounted."),
+  (_STRING, "mount_path", "/shared", "gke: where it is mounted."),
 )
 
 _NAME_LIMIT = 40

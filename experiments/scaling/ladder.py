@@ -76,6 +76,7 @@ def _base(name: str) -> config_lib.Config:
       "optimizer.warmup_steps": 5,
       "training.num_steps": 20,
       "training.log_every": 10,
+      "training.validate_every": 10,
     }
   return sweep.changed(_BASES[name].get_config(), changes)
 

@@ -22,10 +22,10 @@ def points(
 
   A point: `name`, `architecture`, `seed`; `parameters` (active, of the blocks'
   matrices, N of the law), `total_parameters`; `loss` (nats per code of the
-  held-out targets, at the best step) and `best_step`; `steps`, `targets`
-  (training targets seen) and `flops` (three forward passes a step, padding
-  included), all three of the whole run: its schedule is as long as that,
-  wherever the best step was.
+  held-out targets) at `best_step`, which evaluation.select picked, and
+  `lowest_loss` of all validations; `steps`, `targets` (training targets seen)
+  and `flops` (three forward passes a step, padding included), all three of the
+  whole run: its schedule is as long as that, wherever the best step was.
 
   Args:
     sweep: the sweep.
@@ -75,6 +75,7 @@ def _point(config, workdir, prepared):
     "total_parameters": total,
     "loss": losses[best_step],
     "best_step": best_step,
+    "lowest_loss": min(loss for loss in losses.values() if loss is not None),
     "steps": steps,
     "targets": round(targets),
     "flops": steps * step_flops,

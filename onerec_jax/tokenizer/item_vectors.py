@@ -1,4 +1,4 @@
-"""Item vectors: content, a given matrix, collaborative, or fused.
+"""Item vectors: content, a given matrix, collaborative, fused, or aligned.
 
 Everything is fitted on item tables and training events; validation and test
 events never reach this file (`tokenize` cuts them off). What is fitted is
@@ -12,8 +12,10 @@ import pyarrow as pa
 from jaxtyping import Float, Int
 
 from onerec_jax import config as config_lib
+from onerec_jax.tokenizer import aligned as aligned_lib
 from onerec_jax.tokenizer import collaborative as collaborative_lib
 from onerec_jax.tokenizer import content as content_lib
+from onerec_jax.tokenizer import pairs as pairs_lib
 from onerec_jax.tokenizer.vectorizer import Vectorizer
 
 
@@ -89,34 +91,36 @@ def fit(
   items: pa.Table,
   user_offsets: Int[np.ndarray, "U1"],
   events: Int[np.ndarray, "events"],
+  on_step: aligned_lib.OnStep = lambda step, steps, loss: None,
 ) -> tuple[Float[np.ndarray, "I D"], Vectorizer, str]:
   """The vectors a config asks for, and what makes them.
 
-  `content` and `fused` fall back to `collaborative` where no two items share
-  a word.
+  `content`, `fused` and `aligned` fall back to `collaborative` where no two
+  items share a word.
 
   Args:
     config: `vectors` and its settings.
     items: the prepared item table; row i is dense item i + 1.
     user_offsets: events of user u are events[offsets[u] : offsets[u + 1]].
     events: dense item ids of training events, oldest first within a user.
+    on_step: told of the training of `aligned` ones.
 
   Returns:
     float32 [I, D], what `transform` takes, and a line that says what they are.
 
   Raises:
-    ValueError: an unknown kind, or a bad given matrix.
+    ValueError: an unknown kind or bad setting, a bad given matrix, or events
+      that give `aligned` no pairs.
   """
-  kinds = ("content", "embedding", "collaborative", "fused")
+  kinds = ("content", "embedding", "collaborative", "fused", "aligned")
   if config.vectors not in kinds:
     raise ValueError(f"tokenizer.vectors is {config.vectors!r}; known: {kinds}")
   if config.vectors == "embedding":
     vectors, source = given_vectors(config.embedding, items)
     frozen = Vectorizer("embedding", vectors.shape[1])
     return vectors, frozen, f"vectors from {source}"
-  content, recipe = content_lib.fit(
-    content_lib.item_texts(items), config.vector_size
-  )
+  texts = content_lib.item_texts(items)
+  content, recipe = content_lib.fit(texts, config.vector_size)
   has_content = content.any()
   if config.vectors == "content" and has_content:
     frozen = Vectorizer("content", content.shape[1], recipe)
@@ -124,17 +128,35 @@ def fit(
   collaborative = collaborative_lib.collaborative_vectors(
     user_offsets, events, items.num_rows, config.window, config.vector_size
   )
-  width = collaborative.shape[1]
   if not has_content:
     line = "collaborative vectors (PPMI of training events)"
     if config.vectors != "collaborative":
       line += f", not {config.vectors}: no two items share a word of text"
-    return collaborative, Vectorizer("collaborative", width), line
+    frozen = Vectorizer("collaborative", collaborative.shape[1])
+    return collaborative, frozen, line
+  if config.vectors == "aligned":
+    pairs = pairs_lib.item_pairs(user_offsets, events, collaborative)
+    aligner, line = aligned_lib.fit(
+      texts, recipe, pairs, config.qformer, config.seed, on_step
+    )
+    frozen = Vectorizer("aligned", aligner.width, recipe, aligner=aligner)
+    return aligner.vectors(texts, recipe), frozen, line
+  return _with_guesses(config.vectors, content, collaborative, recipe)
+
+
+def _with_guesses(
+  kind: str,
+  content: Float[np.ndarray, "I D2"],
+  collaborative: Float[np.ndarray, "I D"],
+  recipe: content_lib.Content,
+) -> tuple[Float[np.ndarray, "I D3"], Vectorizer, str]:
+  """`collaborative` or `fused` vectors, as `fit` returns them."""
+  width = collaborative.shape[1]
   guessed = int((~collaborative.any(axis=1)).sum())
   weights = collaborative_lib.ridge(collaborative, content)
   collaborative = collaborative_lib.fill(collaborative, content, weights)
   note = f"; {guessed} items without neighbours guessed from their text"
-  if config.vectors == "collaborative":
+  if kind == "collaborative":
     frozen = Vectorizer("collaborative", width, recipe, weights)
     return collaborative, frozen, "collaborative vectors" + note
   return (
@@ -179,7 +201,10 @@ def transform(
       "not have; prepare items with texts, or tokenize the whole catalogue "
       "again once the new items have events"
     )
-  content = vectorizer.content.vectors(content_lib.item_texts(items))
+  texts = content_lib.item_texts(items)
+  if kind == "aligned":
+    return vectorizer.aligner.vectors(texts, vectorizer.content)
+  content = vectorizer.content.vectors(texts)
   if kind == "content":
     return content
   collaborative = collaborative_lib.guess(content, vectorizer.ridge)

@@ -47,9 +47,13 @@ def fingerprint(
   if config.vectors == "embedding" and config.embedding:
     item_vectors.check_file(config.embedding)
     matrix = files.sha256(config.embedding)
+  settings = config_lib.to_dict(config)
+  if config.vectors != "aligned":
+    # Not read: they change nothing.
+    del settings["qformer"]
   return files.fingerprint(
     ALGORITHM_VERSION,
-    config_lib.to_dict(config),
+    settings,
     prepared.manifest["fingerprint"],
     matrix,
   )
@@ -83,21 +87,20 @@ def tokenize(
   if coded and vectorizer.exists(folder):
     console.print(f"semantic IDs {name} are there already", highlight=False)
     return semantic_ids.SemanticIds.load(folder)
-  columns = (
-    rich.progress.TextColumn("{task.description}"),
-    rich.progress.BarColumn(),
-    rich.progress.TimeElapsedColumn(),
-  )
-  with rich.progress.Progress(*columns, console=console) as progress:
+  with _progress(console) as progress:
     task = progress.add_task("reading events", total=config.num_levels + 3)
 
     def stage(text: str) -> None:
       progress.update(task, description=text, advance=1)
 
+    def aligning(step: int, steps: int, loss: float) -> None:
+      text = f"item vectors: step {step}/{steps}, loss {loss:.3f}"
+      progress.update(task, description=text)
+
     offsets, events = training_events(prepared)
     stage("item vectors")
     vectors, frozen, line = item_vectors.fit(
-      config, prepared.items, offsets, events
+      config, prepared.items, offsets, events, aligning
     )
     progress.console.print(line, highlight=False)
     fitted = vectorizer.Fitted(
@@ -117,6 +120,15 @@ def tokenize(
   ids.save(folder)
   print_report(ids.report, console)
   return ids
+
+
+def _progress(console: rich.console.Console) -> rich.progress.Progress:
+  return rich.progress.Progress(
+    rich.progress.TextColumn("{task.description}"),
+    rich.progress.BarColumn(),
+    rich.progress.TimeElapsedColumn(),
+    console=console,
+  )
 
 
 def extend(

@@ -1,9 +1,9 @@
 """What makes item vectors, frozen, and its file.
 
 An artefact's folder holds `vectorizer.npz` (terms, idf, projection, ridge
-weights: what the kind needs), `vectors.npy` (the vectors that were coded, to
-find a new item's neighbours) and `vectorizer.json` (kind, width, the prepared
-data's fingerprint, checksums).
+weights, a Q-Former: what the kind needs), `vectors.npy` (the vectors that were
+coded, to find a new item's neighbours) and `vectorizer.json` (kind, width, the
+prepared data's fingerprint, checksums).
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from jaxtyping import Float
 from onerec_jax import files
 from onerec_jax.tokenizer import sidecar
 from onerec_jax.tokenizer.content import Content
+from onerec_jax.tokenizer.qformer import Aligner
 
 _NPZ = "vectorizer.npz"
 VECTORS = "vectors.npy"
@@ -34,17 +35,19 @@ class Vectorizer:
   """Frozen after `item_vectors.fit`; `item_vectors.transform` applies it.
 
   Attributes:
-    kind: `content`, `embedding`, `collaborative` or `fused`.
+    kind: `content`, `embedding`, `collaborative`, `fused` or `aligned`.
     width: D.
     content: None where vectors do not come from texts.
     ridge: float64 [content width, collaborative width]; for `fused`, and for
       `collaborative` with content.
+    aligner: for `aligned`.
   """
 
   kind: str
   width: int
   content: Content | None = None
   ridge: Float[np.ndarray, "D2 D"] | None = None
+  aligner: Aligner | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +78,8 @@ class Fitted:
       }
     if frozen.ridge is not None:
       arrays["ridge"] = frozen.ridge
+    if frozen.aligner is not None:
+      arrays |= frozen.aligner.arrays()
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     header = {
@@ -134,17 +139,20 @@ def _build(kind: str, width: int, arrays: dict[str, np.ndarray]) -> Vectorizer:
       f"{len(terms)} terms, idf {idf.shape}, projection {projection.shape}"
     )
   content = Content(terms, idf, projection)
-  found = projection.shape[1]
-  if kind == "content":
-    weights = None
-  else:
+  found = reads = projection.shape[1]
+  weights = aligner = None
+  if kind == "aligned":
+    aligner = Aligner.from_arrays(arrays)
+    reads, found = aligner.token_width, aligner.width
+  elif kind != "content":
     weights = arrays["ridge"]
-    if weights.shape[0] != found:
-      raise ValueError(f"ridge {weights.shape}, projection {projection.shape}")
+    reads = weights.shape[0]
     found = weights.shape[1] + (found if kind == "fused" else 0)
+  if reads != projection.shape[1]:
+    raise ValueError(f"projection {projection.shape}, read as if {reads} wide")
   if found != width:
     raise ValueError(f"width {found}, not {width}")
-  return Vectorizer(kind, width, content, weights)
+  return Vectorizer(kind, width, content, weights, aligner)
 
 
 def exists(folder: files.PathLike) -> bool:

@@ -303,6 +303,9 @@ def test_points_are_what_the_runs_recorded(trained):
       r["loss"] for r in lines if (r["step"], r["kind"]) == (best, "validation")
     ]
     assert (point["best_step"], point["loss"]) == (best, loss)
+    every = [r["loss"] for r in lines if r["kind"] == "validation"]
+    assert len(every) == 2
+    assert point["lowest_loss"] == min(every)
     assert (point["seed"], point["steps"]) == (7, 4)
     last = [r for r in lines if r["kind"] == "train"][-1]
     step_flops = last["gflops_per_s"] * 1e9 * last["step_ms"] / 1e3
