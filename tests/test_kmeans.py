@@ -98,7 +98,7 @@ def test_plus_plus_starts_lower_than_random():
 
 def greedy(x, c, capacity):
   """All pairs from the shortest on, as the docstring says."""
-  squared = np.asarray(kmeans._squared_distances(jnp.array(x), jnp.array(c)))
+  squared = np.asarray(kmeans.squared_distances(jnp.array(x), jnp.array(c)))
   room, codes = [capacity] * len(c), np.full(len(x), -1)
   for pair in np.argsort(squared, axis=None, kind="stable"):
     i, k = divmod(int(pair), len(c))

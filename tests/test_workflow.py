@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import os
 
+import jax
 import numpy as np
 import pytest
 
@@ -139,6 +140,7 @@ def test_a_validation_gives_what_the_loop_needs(trained):
   mesh = partitioning.make_mesh(system.config.mesh)
   params = assemble.load_params(system, folder / "models" / "tiny", mesh)
   found = workflow.validator(system, mesh)(params)
+  loss = found.pop("loss")
   names = ("recall", "ndcg", "valid_rate", "coverage")
   assert set(found) == {
     f"{column}{name}@{k}"
@@ -150,6 +152,19 @@ def test_a_validation_gives_what_the_loop_needs(trained):
   whole = workflow.evaluate(folder, "tiny", "validation").metrics
   assert found == {name: whole[name] for name in found}
   assert whole["valid_rate@10"] == 1.0
+  # −log of the target's share of all items' exponentials, by hand.
+  expected = []
+  for batch, queries in pipeline.evaluation_batches(
+    system.prepared, pipeline.VALIDATION, system.config.pipeline, 16
+  ):
+    batch = jax.device_put(batch)
+    scores = np.asarray(
+      system.model.apply({"params": params}, batch, system.catalogue)
+    )
+    for row in np.flatnonzero(queries.user):
+      shares = np.exp(scores[row, 0].astype(np.float64))
+      expected.append(-np.log(shares[queries.target[row]] / shares.sum()))
+  assert loss == pytest.approx(np.mean(expected), rel=1e-5)
 
 
 def test_examples_show_what_came_before_the_test_event(trained):
