@@ -1,5 +1,7 @@
 """V2's naive decoder-only baseline on Amazon Beauty.
 
+  python -m launch.train --config=experiments/beauty/decoder_only.py
+
 Two blocks have 327,680 block parameters, where the lazy decoder's two have
 393,216 (it has two attentions a block); everything else is alike.
 """

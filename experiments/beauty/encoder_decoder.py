@@ -1,5 +1,7 @@
 """OneRec-V1's encoder-decoder on Amazon Beauty, beside the lazy decoder.
 
+  python -m launch.train --config=experiments/beauty/encoder_decoder.py
+
 One encoder and one decoder block have the 393,216 block parameters of the
 lazy decoder's two; everything else is alike. The encoder is causal, so that
 one row serves targets at all times of a history.

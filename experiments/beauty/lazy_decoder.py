@@ -1,7 +1,11 @@
 """Lazy decoder on Amazon Beauty (5-core, leave-one-out, history of 20).
 
-The argument says what the semantic IDs are made of: `fused` by default, or
-another value of `tokenizer.vectors`, as `lazy_decoder.py:aligned`.
+  python -m launch.train --config=experiments/beauty/lazy_decoder.py
+
+Five to six minutes on two cores; R@10 .0747, N@10 .0425 unfiltered, the mean of
+three seeds (results/ledger.md). The argument says what the semantic IDs are
+made of: `fused` by default, or another value of `tokenizer.vectors`, as
+`lazy_decoder.py:aligned`.
 """
 
 from onerec_jax import config as config_lib

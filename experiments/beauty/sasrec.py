@@ -1,5 +1,10 @@
 """SASRec on Amazon Beauty; argument `bce` for one sampled negative.
 
+  python -m launch.train --config=experiments/beauty/sasrec.py
+
+Seven minutes on two cores; R@10 .0791, N@10 .0412 unfiltered, the mean of three
+seeds (results/ledger.md).
+
 One negative a target teaches less an epoch and costs less: five times the
 epochs take about the time of the full softmax.
 """

@@ -1,4 +1,9 @@
-"""Lazy decoder on MovieLens 100K (all ratings, leave-one-out)."""
+"""Lazy decoder on MovieLens 100K (all ratings, leave-one-out).
+
+  python -m launch.train --config=experiments/movielens/lazy_decoder.py
+
+One to two minutes on two cores; R@10 about .13 unfiltered (results/ledger.md).
+"""
 
 from onerec_jax import config as config_lib
 
