@@ -22,7 +22,7 @@ import rich.table
 from absl import app, flags
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning
+from onerec_jax import files, model_configs, partitioning
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 from onerec_jax.training import losses, optimizer, state, step, throughput
@@ -49,13 +49,13 @@ COMMON = dict(
 )
 CONFIGS = {
   # 18·d²·11 = 51.9M; (16·6 + 20·5)·d² = 51.4M; 16·d²·12 = 50.3M.
-  "lazy_decoder": config_lib.LazyDecoderConfig(
+  "lazy_decoder": model_configs.LazyDecoderConfig(
     num_layers=11, num_kv_heads=8, **COMMON
   ),
-  "encoder_decoder": config_lib.EncoderDecoderConfig(
+  "encoder_decoder": model_configs.EncoderDecoderConfig(
     encoder_layers=6, decoder_layers=5, causal_encoder=False, **COMMON
   ),
-  "decoder_only": config_lib.DecoderOnlyConfig(num_layers=12, **COMMON),
+  "decoder_only": model_configs.DecoderOnlyConfig(num_layers=12, **COMMON),
 }
 
 

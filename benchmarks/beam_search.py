@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data import pipeline
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.inference import beam_search, prefix_index
@@ -74,7 +75,7 @@ def make_world() -> tuple[nn.Module, Any, Any, Catalogue, np.ndarray]:
   codes = rng.integers(0, _CODES.value, (_ITEMS.value + 1, _LEVELS.value))
   codes = codes.astype(np.int32)
   model = registry.create(
-    config_lib.LazyDecoderConfig(
+    model_configs.LazyDecoderConfig(
       d_model=_D_MODEL.value,
       num_layers=_LAYERS.value,
       d_ff=4 * _D_MODEL.value,

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from onerec_jax import checkpoint, files
+from onerec_jax import checkpoint, files, model_configs
 from onerec_jax import config as config_lib
 from onerec_jax.data import prepare
 from onerec_jax.inference import assemble
@@ -116,7 +116,7 @@ def _check_cutoffs(config: config_lib.Config, num_items: int) -> None:
 def _check_leak(config: config_lib.Config) -> None:
   """Refuses an encoder through which earlier targets would see later events."""
   if (
-    isinstance(config.model, config_lib.EncoderDecoderConfig)
+    isinstance(config.model, model_configs.EncoderDecoderConfig)
     and not config.model.causal_encoder
     and config.pipeline.targets != "request"
   ):

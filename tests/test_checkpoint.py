@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from onerec_jax import checkpoint, files, partitioning
+from onerec_jax import checkpoint, files, model_configs, partitioning
 from onerec_jax import config as config_lib
 from onerec_jax.data import pipeline
 from onerec_jax.data.batch import Catalogue
@@ -14,7 +14,7 @@ from onerec_jax.models import registry
 from onerec_jax.training import optimizer, state
 
 MODEL = registry.create(
-  config_lib.SASRecConfig(num_layers=1, d_model=16, num_heads=2, d_ff=32),
+  model_configs.SASRecConfig(num_layers=1, d_model=16, num_heads=2, d_ff=32),
   20, (), {"rating": 4}, {},
 )  # fmt: skip
 META = {"progress": {"best": 0.5, "best_step": 3}}

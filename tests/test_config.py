@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ml_collections import config_flags
 
 from onerec_jax import config as config_lib
-from onerec_jax import files
+from onerec_jax import files, model_configs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 EXPERIMENTS = sorted(
@@ -20,10 +20,10 @@ EXPERIMENTS = sorted(
   if "def get_config(" in path.read_text()
 )
 SYSTEMS = [
-  config_lib.LazyDecoderConfig,
-  config_lib.EncoderDecoderConfig,
-  config_lib.DecoderOnlyConfig,
-  config_lib.SASRecConfig,
+  model_configs.LazyDecoderConfig,
+  model_configs.EncoderDecoderConfig,
+  model_configs.DecoderOnlyConfig,
+  model_configs.SASRecConfig,
 ]
 _STRATEGIES = {
   bool: st.booleans(),
@@ -131,7 +131,7 @@ def test_fields_left_out_keep_their_defaults():
 
 @pytest.mark.parametrize("system", SYSTEMS[:-1])
 def test_experts_survive_a_dict(system):
-  moe = config_lib.MoEConfig(
+  moe = model_configs.MoEConfig(
     num_experts=53, experts_per_token=3, shared_experts=1, d_ff=96,
     dense_layers=2, every=2, router="softmax", balance_rate=0.5,
   )  # fmt: skip
@@ -148,7 +148,7 @@ def test_experts_survive_a_dict(system):
 
 
 def test_a_config_survives_a_file(tmp_path):
-  config = config_lib.Config(model=config_lib.SASRecConfig(loss="bce"))
+  config = config_lib.Config(model=model_configs.SASRecConfig(loss="bce"))
   config.evaluation.cutoffs = (1, 5, 20)
   files.write_json(tmp_path / "c.json", config_lib.to_dict(config))
   found = config_lib.from_dict(files.read_json(tmp_path / "c.json"))

@@ -13,7 +13,7 @@ from flax import linen as nn
 from jax.sharding import PartitionSpec
 
 from onerec_jax import config as config_lib
-from onerec_jax import partitioning
+from onerec_jax import model_configs, partitioning
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 from onerec_jax.training import state
@@ -238,13 +238,13 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
   ("config", "method"),
   [
     (
-      config_lib.LazyDecoderConfig(
+      model_configs.LazyDecoderConfig(
         d_model=32, d_ff=64, sid_embed_dim=8, feature_embed_dim=8
       ),
       "encode",
     ),
     (
-      config_lib.SASRecConfig(num_layers=1, d_model=32, d_ff=64),
+      model_configs.SASRecConfig(num_layers=1, d_model=32, d_ff=64),
       "states",
     ),
   ],

@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning, workflow
+from onerec_jax import files, model_configs, partitioning, workflow
 from onerec_jax.data import pipeline
 from onerec_jax.evaluation import protocol
 from onerec_jax.evaluation.result import location
@@ -24,7 +23,7 @@ def trained(tmp_path_factory):
   folder = tmp_path_factory.mktemp("workflow")
   config = worlds.config(worlds.write_csv(folder / "raw", users=20))
   # Without tokenizer and beam search, the quickest to compile.
-  config.model = config_lib.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
+  config.model = model_configs.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
   config.training.num_steps = config.training.validate_every = 1
   return folder, workflow.train(config, folder)
 

@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 
@@ -60,26 +60,26 @@ _SASREC = {
 
 def lazy_decoder(**changes) -> registry.Model:
   values = {**_GENERATOR, "num_layers": 2, "num_kv_heads": 2}
-  return _model(config_lib.LazyDecoderConfig, {**values, **changes})
+  return _model(model_configs.LazyDecoderConfig, {**values, **changes})
 
 
 def encoder_decoder(**changes) -> registry.Model:
   values = {**_GENERATOR, "encoder_layers": 1, "decoder_layers": 2}
-  return _model(config_lib.EncoderDecoderConfig, {**values, **changes})
+  return _model(model_configs.EncoderDecoderConfig, {**values, **changes})
 
 
 def decoder_only(**changes) -> registry.Model:
   values = {**_GENERATOR, "num_layers": 2}
-  return _model(config_lib.DecoderOnlyConfig, {**values, **changes})
+  return _model(model_configs.DecoderOnlyConfig, {**values, **changes})
 
 
-def experts(**changes) -> config_lib.MoEConfig:
+def experts(**changes) -> model_configs.MoEConfig:
   values = {"num_experts": 4, "experts_per_token": 2, "d_ff": 6}
-  return config_lib.MoEConfig(**{**values, **changes})
+  return model_configs.MoEConfig(**{**values, **changes})
 
 
 def sasrec(**changes) -> registry.Model:
-  return _model(config_lib.SASRecConfig, {**_SASREC, **changes})
+  return _model(model_configs.SASRecConfig, {**_SASREC, **changes})
 
 
 def _model(config, values):

@@ -8,12 +8,13 @@ Two blocks have 327,680 block parameters, where the lazy decoder's two have
 
 from experiments.beauty import lazy_decoder
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 
 
 def get_config(arg: str = "") -> config_lib.Config:
   c = lazy_decoder.get_config(arg)
   c.name = "decoder_only"
-  c.model = config_lib.DecoderOnlyConfig(
+  c.model = model_configs.DecoderOnlyConfig(
     num_layers=2, dropout=0.3, context_dropout=0.2
   )
   return c

@@ -9,10 +9,11 @@ one row serves targets at all times of a history.
 
 from experiments.beauty import lazy_decoder
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 
 
 def get_config(arg: str = "") -> config_lib.Config:
   c = lazy_decoder.get_config(arg)
   c.name = "encoder_decoder"
-  c.model = config_lib.EncoderDecoderConfig(dropout=0.3, context_dropout=0.2)
+  c.model = model_configs.EncoderDecoderConfig(dropout=0.3, context_dropout=0.2)
   return c

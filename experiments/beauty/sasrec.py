@@ -11,11 +11,12 @@ epochs take about the time of the full softmax.
 
 from experiments.beauty import lazy_decoder
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 
 
 def get_config(arg: str = "softmax") -> config_lib.Config:
   c = lazy_decoder.get_config()
   c.name = "sasrec" if arg == "softmax" else f"sasrec_{arg}"
-  c.model = config_lib.SASRecConfig(loss=arg)
+  c.model = model_configs.SASRecConfig(loss=arg)
   c.training.num_epochs = 60 if arg == "bce" else 12
   return c

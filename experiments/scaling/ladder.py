@@ -30,6 +30,7 @@ from experiments.beauty import lazy_decoder as beauty
 from experiments.movielens import lazy_decoder as movielens
 from experiments.simulator import lazy_decoder as simulator
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.scaling import sweep
 
 WIDTHS = (24, 40, 56, 88, 136)
@@ -38,7 +39,7 @@ _SMOKE_WIDTHS = (16, 24)
 _BASES = {"beauty": beauty, "movielens": movielens, "smoke": simulator}
 
 
-def _models(d: int) -> dict[str, config_lib.GeneratorConfig]:
+def _models(d: int) -> dict[str, model_configs.GeneratorConfig]:
   shared = dict(
     d_model=d,
     num_heads=4,
@@ -49,11 +50,11 @@ def _models(d: int) -> dict[str, config_lib.GeneratorConfig]:
   wide = dict(shared, d_ff=4 * d)
   naive = dict(shared, d_ff=8 * round(14 / 3 * d / 8))
   return {
-    "lazy_decoder": config_lib.LazyDecoderConfig(num_layers=2, **wide),
-    "encoder_decoder": config_lib.EncoderDecoderConfig(
+    "lazy_decoder": model_configs.LazyDecoderConfig(num_layers=2, **wide),
+    "encoder_decoder": model_configs.EncoderDecoderConfig(
       encoder_layers=1, decoder_layers=1, causal_encoder=True, **wide
     ),
-    "decoder_only": config_lib.DecoderOnlyConfig(num_layers=2, **naive),
+    "decoder_only": model_configs.DecoderOnlyConfig(num_layers=2, **naive),
   }
 
 

@@ -21,7 +21,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.models import attention, codes, layers, moe
 from onerec_jax.models import context as context_lib
@@ -112,7 +112,7 @@ class DecoderOnlyBlock(nn.Module):
 
 
 class DecoderOnly(nn.Module):
-  """The model; letters in dims.py, fields in config.DecoderOnlyConfig.
+  """The model; letters in dims.py, fields those of DecoderOnlyConfig.
 
   Attributes:
     codebook_sizes: K of each level.
@@ -136,7 +136,7 @@ class DecoderOnly(nn.Module):
   context_dropout: float
   constrained_softmax: bool
   remat: str
-  moe: config_lib.MoEConfig
+  moe: model_configs.MoEConfig
   num_layers: int
   dtype: Any
 

@@ -26,7 +26,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.models import attention, codes, layers, moe
 from onerec_jax.models import context as context_lib
@@ -119,7 +119,7 @@ class DecoderBlock(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-  """The model; letters in dims.py, fields in config.EncoderDecoderConfig.
+  """The model; letters in dims.py, fields those of EncoderDecoderConfig.
 
   Attributes:
     codebook_sizes: K of each level.
@@ -143,7 +143,7 @@ class EncoderDecoder(nn.Module):
   context_dropout: float
   constrained_softmax: bool
   remat: str
-  moe: config_lib.MoEConfig
+  moe: model_configs.MoEConfig
   encoder_layers: int
   decoder_layers: int
   feed_forward: str
@@ -180,7 +180,7 @@ class EncoderDecoder(nn.Module):
     ]
 
   def _encoder_feed_forwards(self):
-    experts = self.moe if self.moe_encoder else config_lib.MoEConfig()
+    experts = self.moe if self.moe_encoder else model_configs.MoEConfig()
     return self._feed_forwards(self.encoder_layers, experts)
 
   def _feed_forwards(self, num_layers, experts):
@@ -257,7 +257,7 @@ def _feed_forward_parameters(model: EncoderDecoder) -> tuple[int, int]:
   """Active parameters of all feed-forwards: of the encoder, of the decoder."""
   D = model.d_model
   dense = _MATRICES[model.feed_forward] * D * model.d_ff
-  experts = model.moe if model.moe_encoder else config_lib.MoEConfig()
+  experts = model.moe if model.moe_encoder else model_configs.MoEConfig()
   return (
     moe.active_parameters(experts, D, dense, model.encoder_layers),
     moe.active_parameters(model.moe, D, dense, model.decoder_layers),

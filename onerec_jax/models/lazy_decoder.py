@@ -22,7 +22,7 @@ from flax import linen as nn
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.models import attention, codes, layers, moe
 from onerec_jax.models import context as context_lib
@@ -139,7 +139,7 @@ class _ScannedBlock(nn.Module):
 
 
 class LazyDecoder(nn.Module):
-  """The model; letters in dims.py, fields in config.LazyDecoderConfig.
+  """The model; letters in dims.py, fields those of LazyDecoderConfig.
 
   Attributes:
     codebook_sizes: K of each level.
@@ -168,7 +168,7 @@ class LazyDecoder(nn.Module):
   constrained_softmax: bool
   scan_layers: bool
   remat: str
-  moe: config_lib.MoEConfig
+  moe: model_configs.MoEConfig
   dtype: Any
 
   def setup(self):

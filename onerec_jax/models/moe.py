@@ -28,8 +28,7 @@ from flax import linen as nn
 from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
-from onerec_jax import config as config_lib
-from onerec_jax import partitioning
+from onerec_jax import model_configs, partitioning
 from onerec_jax.models import layers
 
 ROUTERS = ("sigmoid", "softmax")
@@ -338,14 +337,14 @@ def forward_flops(
   return 2.0 * tokens * (D * E + (k + shared) * 3 * D * F)
 
 
-def has_experts(config: config_lib.MoEConfig, layer: int) -> bool:
+def has_experts(config: model_configs.MoEConfig, layer: int) -> bool:
   """Whether block `layer` (from 0) has experts."""
   after = layer - config.dense_layers
   return bool(config.num_experts) and after >= 0 and after % config.every == 0
 
 
 def feed_forwards(
-  config: config_lib.MoEConfig,
+  config: model_configs.MoEConfig,
   dense: Callable[..., nn.Module],
   num_layers: int,
 ) -> list[Callable[..., nn.Module]]:
@@ -368,7 +367,7 @@ def feed_forwards(
 
 
 def active_parameters(
-  config: config_lib.MoEConfig, D: int, dense: int, num_layers: int
+  config: model_configs.MoEConfig, D: int, dense: int, num_layers: int
 ) -> int:
   """Parameters that one token meets in the feed-forwards of all blocks.
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.models import (
   decoder_only,
   encoder_decoder,
@@ -23,13 +23,12 @@ Model = (
   | decoder_only.DecoderOnly
   | sasrec.SASRec
 )
-ModelConfig = config_lib.GeneratorConfig | config_lib.SASRecConfig
 
 _CLASSES = {
-  config_lib.LazyDecoderConfig: lazy_decoder.LazyDecoder,
-  config_lib.EncoderDecoderConfig: encoder_decoder.EncoderDecoder,
-  config_lib.DecoderOnlyConfig: decoder_only.DecoderOnly,
-  config_lib.SASRecConfig: sasrec.SASRec,
+  model_configs.LazyDecoderConfig: lazy_decoder.LazyDecoder,
+  model_configs.EncoderDecoderConfig: encoder_decoder.EncoderDecoder,
+  model_configs.DecoderOnlyConfig: decoder_only.DecoderOnly,
+  model_configs.SASRecConfig: sasrec.SASRec,
 }
 _COUNTERS = {
   lazy_decoder.LazyDecoder: lazy_decoder,
@@ -56,7 +55,7 @@ def compute_dtype(name: str) -> Any:
 
 
 def create(
-  config: ModelConfig,
+  config: model_configs.ModelConfig,
   num_items: int,
   codebook_sizes: tuple[int, ...],
   features: dict[str, int],
@@ -101,7 +100,7 @@ def create(
   return _CLASSES[type(config)](**values)
 
 
-def _divides(config: ModelConfig, whole: str, part: str) -> None:
+def _divides(config: model_configs.ModelConfig, whole: str, part: str) -> None:
   if getattr(config, whole) % getattr(config, part):
     raise ValueError(
       f"model.{whole}={getattr(config, whole)} is no multiple of "
@@ -114,7 +113,7 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     raise ValueError(f"model.{name}={value!r}: want one of {sorted(known)}")
 
 
-def _check_generator(config: config_lib.GeneratorConfig) -> None:
+def _check_generator(config: model_configs.GeneratorConfig) -> None:
   """Raises ValueError where sizes do not fit each other."""
   _one_of("remat", config.remat, layers.REMAT)
   experts = config.moe
@@ -127,9 +126,9 @@ def _check_generator(config: config_lib.GeneratorConfig) -> None:
       f"[1, model.moe.num_experts={experts.num_experts}] and "
       f"model.moe.every={experts.every} above 0"
     )
-  if isinstance(config, config_lib.EncoderDecoderConfig):
+  if isinstance(config, model_configs.EncoderDecoderConfig):
     _one_of("feed_forward", config.feed_forward, encoder_decoder.DENSE)
-  if not isinstance(config, config_lib.LazyDecoderConfig):
+  if not isinstance(config, model_configs.LazyDecoderConfig):
     return
   _divides(config, "num_heads", "num_kv_heads")
   if config.kv_split not in (1, 2) or config.kv_layers > config.num_layers:
@@ -145,12 +144,12 @@ def _check_generator(config: config_lib.GeneratorConfig) -> None:
     )
 
 
-def needs_semantic_ids(config: ModelConfig) -> bool:
+def needs_semantic_ids(config: model_configs.ModelConfig) -> bool:
   """Whether the model generates codes."""
-  return isinstance(config, config_lib.GeneratorConfig)
+  return isinstance(config, model_configs.GeneratorConfig)
 
 
-def balance_rate(config: ModelConfig) -> float:
+def balance_rate(config: model_configs.ModelConfig) -> float:
   """Step of the experts' balancing biases; 0 where there are no experts."""
   return config.moe.balance_rate if needs_semantic_ids(config) else 0.0
 

@@ -15,7 +15,7 @@ Sections, tables and appendices named are those of OneRec-V2 (arXiv
 import dataclasses
 from typing import NamedTuple
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.models import registry
 from onerec_jax.scaling import sizes
 
@@ -206,7 +206,7 @@ class ReportSize(NamedTuple):
   layers: int
   d_model: int
   heads: int
-  moe: config_lib.MoEConfig = config_lib.MoEConfig()
+  moe: model_configs.MoEConfig = model_configs.MoEConfig()
   moe_encoder: bool = False
 
 
@@ -214,10 +214,15 @@ REPORT_SIZES = {
   "0.015B dense": ReportSize(0.015e9, 4, 128, 4),
   "0.121B dense": ReportSize(0.121e9, 8, 1024, 8),
   "0.935B experts": ReportSize(
-    0.935e9, 8, 1024, 8, config_lib.MoEConfig(24, 2, d_ff=2688)
+    0.935e9, 8, 1024, 8, model_configs.MoEConfig(24, 2, d_ff=2688)
   ),
   "2.633B experts": ReportSize(
-    2.633e9, 24, 1024, 8, config_lib.MoEConfig(24, 4, d_ff=2688, every=2), True
+    2.633e9,
+    24,
+    1024,
+    8,
+    model_configs.MoEConfig(24, 4, d_ff=2688, every=2),
+    True,
   ),
 }
 
@@ -256,14 +261,14 @@ def report_parameters(size: ReportSize) -> int:
 
 
 def counted_flops(
-  config: config_lib.GeneratorConfig, positions: int = POSITIONS
+  config: model_configs.GeneratorConfig, positions: int = POSITIONS
 ) -> float:
   """FLOPs of one sample by the model's own counter: all matrix products."""
   forward = registry.forward_flops(_build(config), 1, positions, TARGETS)
   return 3 * forward / TARGETS
 
 
-def counted_parameters(config: config_lib.GeneratorConfig) -> int:
+def counted_parameters(config: model_configs.GeneratorConfig) -> int:
   """Active parameters of the blocks' matrices by the model's own counter."""
   return registry.block_parameters(_build(config))
 
@@ -272,7 +277,7 @@ def _build(config):
   return registry.create(config, 1, (CODES,) * LEVELS, {}, {})
 
 
-def lazy_config(name: str, **changes: int) -> config_lib.LazyDecoderConfig:
+def lazy_config(name: str, **changes: int) -> model_configs.LazyDecoderConfig:
   """The lazy decoder of a size, fields changed."""
   # The dtype changes no count, and `auto` would start an accelerator.
   return dataclasses.replace(
@@ -281,34 +286,34 @@ def lazy_config(name: str, **changes: int) -> config_lib.LazyDecoderConfig:
 
 
 def _shared_fields(name):
-  names = {f.name for f in dataclasses.fields(config_lib.GeneratorConfig)}
+  names = {f.name for f in dataclasses.fields(model_configs.GeneratorConfig)}
   return {k: v for k, v in vars(lazy_config(name)).items() if k in names}
 
 
 def encoder_decoder_config(
   name: str, encoder_layers: int
-) -> config_lib.EncoderDecoderConfig:
+) -> model_configs.EncoderDecoderConfig:
   """The encoder-decoder of a size's width and number of blocks."""
-  return config_lib.EncoderDecoderConfig(
+  return model_configs.EncoderDecoderConfig(
     encoder_layers=encoder_layers,
     decoder_layers=sizes.SIZES[name].num_layers - encoder_layers,
     **_shared_fields(name),
   )
 
 
-def decoder_only_config(name: str) -> config_lib.DecoderOnlyConfig:
+def decoder_only_config(name: str) -> model_configs.DecoderOnlyConfig:
   """The naive decoder of a size's width and number of blocks."""
-  return config_lib.DecoderOnlyConfig(
+  return model_configs.DecoderOnlyConfig(
     num_layers=sizes.SIZES[name].num_layers, **_shared_fields(name)
   )
 
 
 def expert_config(
   name: str, experts_per_token: int
-) -> config_lib.LazyDecoderConfig:
+) -> model_configs.LazyDecoderConfig:
   """V2's mixture of experts on a dense size; the paper's passes 3 a token."""
   config = lazy_config(name)
-  config.moe = config_lib.MoEConfig(
+  config.moe = model_configs.MoEConfig(
     num_experts=53,
     experts_per_token=experts_per_token,
     shared_experts=1,
@@ -320,7 +325,7 @@ def expert_config(
 
 def report_config(
   size: ReportSize, all_experts: bool = False
-) -> config_lib.EncoderDecoderConfig:
+) -> model_configs.EncoderDecoderConfig:
   """The encoder-decoder of a row of V1's Table 1.
 
   Args:
@@ -331,7 +336,7 @@ def report_config(
   experts = dataclasses.replace(size.moe)
   if all_experts:
     experts.experts_per_token = experts.num_experts
-  return config_lib.EncoderDecoderConfig(
+  return model_configs.EncoderDecoderConfig(
     encoder_layers=size.layers // 2,
     decoder_layers=size.layers // 2,
     d_model=size.d_model,

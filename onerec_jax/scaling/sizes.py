@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ SIZES = {
 """The paper's name, after parameters in blocks (18 · d² · layers) → shape."""
 
 
-def lazy_decoder(name: str) -> config_lib.LazyDecoderConfig:
+def lazy_decoder(name: str) -> model_configs.LazyDecoderConfig:
   """The model config of a size, with the paper's loss and no dropout.
 
   The loss is over all K codes (`constrained_softmax` is ours), the context is
@@ -53,7 +53,7 @@ def lazy_decoder(name: str) -> config_lib.LazyDecoderConfig:
   if name not in SIZES:
     raise ValueError(f"no size {name!r}; known: {', '.join(SIZES)}")
   size = SIZES[name]
-  return config_lib.LazyDecoderConfig(
+  return model_configs.LazyDecoderConfig(
     d_model=size.d_model,
     num_layers=size.num_layers,
     num_heads=size.num_heads,

@@ -17,7 +17,7 @@ import pytest
 import rich.console
 from flax import linen as nn
 
-from onerec_jax import checkpoint, files, partitioning, workflow
+from onerec_jax import checkpoint, files, model_configs, partitioning, workflow
 from onerec_jax import config as config_lib
 from onerec_jax.data import features, pipeline
 from onerec_jax.inference import assemble, beam_search, recommendation_tables
@@ -57,7 +57,7 @@ def config_of(folder, name):
   c.tokenizer.num_codes, c.tokenizer.num_levels = 5, 2
   c.tokenizer.vector_size = 4
   if name == "sasrec":
-    c.model = config_lib.SASRecConfig()
+    c.model = model_configs.SASRecConfig()
   else:
     c.model.sid_embed_dim = c.model.feature_embed_dim = 4
     c.model.num_kv_heads = 2

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 import launch.flags
 from launch import prepare as program
-from onerec_jax import checkpoint, files, workflow
+from onerec_jax import checkpoint, files, model_configs, workflow
 from onerec_jax import config as config_lib
 from onerec_jax.data import pipeline, shards
 from onerec_jax.inference import assemble
@@ -209,7 +209,7 @@ def run(tmp_path_factory):
   """A work directory with a run of random weights."""
   folder = tmp_path_factory.mktemp("run")
   config = worlds.config(worlds.write_csv(folder / "raw", users=12))
-  config.model = config_lib.SASRecConfig(num_layers=1, d_model=8, d_ff=8)
+  config.model = model_configs.SASRecConfig(num_layers=1, d_model=8, d_ff=8)
   system = workflow.assembled(config, folder)
   names = sorted(pipeline.feature_sizes(system.prepared))
   batch = pipeline.request_batch([], [], [], names, config.pipeline, 1)

@@ -10,8 +10,7 @@ import time
 
 import pytest
 
-from onerec_jax import checkpoint, workflow
-from onerec_jax import config as config_lib
+from onerec_jax import checkpoint, model_configs, workflow
 from onerec_jax.evaluation.result import Evaluation
 from onerec_jax.training import loop, metrics_writer
 from tests import worlds
@@ -36,7 +35,7 @@ def config(folder, steps=6, fsdp=1):
   """Without dropout, whose masks go by a row's place in the batch."""
   c = worlds.config(folder)
   c.mesh.fsdp = fsdp
-  c.model = config_lib.SASRecConfig(
+  c.model = model_configs.SASRecConfig(
     num_layers=1, d_model=16, d_ff=32, dropout=0.0
   )
   c.training.num_steps = steps

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.models import registry
 from tests import tiny
 from tests.models import encoder_decoder_oracle as oracle
@@ -105,7 +105,7 @@ def test_hidden_events_are_hidden_in_the_encoder_too(
   [(4, 128, 4, 0.66), (8, 1024, 8, 84)],
 )
 def test_sizes_of_the_report(layers, d_model, heads, millions):
-  config = config_lib.EncoderDecoderConfig(
+  config = model_configs.EncoderDecoderConfig(
     encoder_layers=layers // 2,
     decoder_layers=layers // 2,
     d_model=d_model,
@@ -122,10 +122,10 @@ def test_sizes_of_the_report(layers, d_model, heads, millions):
 
 def test_active_parameters_of_the_reports_experts():
   """0.935B: 24 experts in the decoder, 2 of them a token, width 2,688."""
-  experts = config_lib.MoEConfig(
+  experts = model_configs.MoEConfig(
     num_experts=24, experts_per_token=2, d_ff=2688, router="softmax"
   )
-  config = config_lib.EncoderDecoderConfig(
+  config = model_configs.EncoderDecoderConfig(
     encoder_layers=4, decoder_layers=4, d_model=1024, num_heads=8,
     d_ff=2048, feed_forward="mlp", moe=experts,
   )  # fmt: skip

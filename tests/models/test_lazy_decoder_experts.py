@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.models import registry
 from onerec_jax.training import losses, optimizer, state, step
 from tests import tiny
@@ -108,7 +109,7 @@ def test_a_dense_model_has_no_loads():
 
 
 def test_the_rate_is_the_configs():
-  config = config_lib.LazyDecoderConfig()
+  config = model_configs.LazyDecoderConfig()
   config.moe.balance_rate = 0.25
   assert registry.balance_rate(config) == 0.25
-  assert registry.balance_rate(config_lib.SASRecConfig()) == 0.0
+  assert registry.balance_rate(model_configs.SASRecConfig()) == 0.0

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 from tests import tiny
@@ -26,7 +26,7 @@ TABLE_5 = {
 @pytest.mark.parametrize("nominal", TABLE_5)
 def test_sizes_of_the_paper(nominal):
   d_model, num_layers, heads, embed_dim = TABLE_5[nominal]
-  config = config_lib.LazyDecoderConfig(
+  config = model_configs.LazyDecoderConfig(
     num_layers=num_layers,
     d_model=d_model,
     num_heads=heads,
@@ -67,14 +67,14 @@ def test_sizes_of_the_paper(nominal):
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_experts_of_the_paper(scan_layers):
   """4.07B in matrices of blocks, 0.4996B of them active, routers apart."""
-  experts = config_lib.MoEConfig(
+  experts = model_configs.MoEConfig(
     num_experts=53,
     experts_per_token=3,
     shared_experts=1,
     d_ff=1408,
     dense_layers=2,
   )
-  config = config_lib.LazyDecoderConfig(
+  config = model_configs.LazyDecoderConfig(
     num_layers=14, d_model=1408, num_heads=11, num_kv_heads=11,
     d_ff=4 * 1408, moe=experts, scan_layers=scan_layers,
   )  # fmt: skip

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.models import (
   decoder_only,
   encoder_decoder,
@@ -16,10 +16,10 @@ from onerec_jax.models import (
 )
 
 KINDS = [
-  (config_lib.LazyDecoderConfig, lazy_decoder.LazyDecoder),
-  (config_lib.EncoderDecoderConfig, encoder_decoder.EncoderDecoder),
-  (config_lib.DecoderOnlyConfig, decoder_only.DecoderOnly),
-  (config_lib.SASRecConfig, sasrec.SASRec),
+  (model_configs.LazyDecoderConfig, lazy_decoder.LazyDecoder),
+  (model_configs.EncoderDecoderConfig, encoder_decoder.EncoderDecoder),
+  (model_configs.DecoderOnlyConfig, decoder_only.DecoderOnly),
+  (model_configs.SASRecConfig, sasrec.SASRec),
 ]
 
 
@@ -63,7 +63,7 @@ def test_a_config_that_changes_leaves_its_model_alone(cls):
 
 
 def _moe(**changes):
-  return {"moe": config_lib.MoEConfig(**{"num_experts": 4, **changes})}
+  return {"moe": model_configs.MoEConfig(**{"num_experts": 4, **changes})}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def _moe(**changes):
   ],
 )
 def test_sizes_that_do_not_fit_are_named(changes, message):
-  config = config_lib.LazyDecoderConfig(**changes)
+  config = model_configs.LazyDecoderConfig(**changes)
   with pytest.raises(ValueError, match=message):
     registry.create(config, 10, (4, 4), {}, {})
 
@@ -112,7 +112,7 @@ def test_what_generators_share_is_checked_in_all(cls, changes, message):
 
 
 def test_feed_forwards_are_named():
-  config = config_lib.EncoderDecoderConfig(feed_forward="relu")
+  config = model_configs.EncoderDecoderConfig(feed_forward="relu")
   with pytest.raises(
     ValueError, match=r"model\.feed_forward='relu'.*'mlp', 'swiglu'"
   ):
@@ -121,7 +121,7 @@ def test_feed_forwards_are_named():
 
 @pytest.mark.parametrize("name", ["item_category", "user_token"])
 def test_a_feature_name_that_is_taken_is_named(name):
-  config = config_lib.LazyDecoderConfig()
+  config = model_configs.LazyDecoderConfig()
   with pytest.raises(ValueError, match=name):
     registry.create(config, 10, (4, 4), {name: 3}, {"category": 5})
 
@@ -134,7 +134,9 @@ def test_compute_dtype():
 
 
 def test_block_parameters_of_sasrec():
-  config = config_lib.SASRecConfig(num_layers=3, d_model=8, num_heads=2, d_ff=5)
+  config = model_configs.SASRecConfig(
+    num_layers=3, d_model=8, num_heads=2, d_ff=5
+  )
   model = registry.create(config, 10, (), {}, {})
   # q, k, v, out: 4 · 8²; SwiGLU: 3 · 8 · 5.
   assert registry.block_parameters(model) == 3 * (256 + 120)

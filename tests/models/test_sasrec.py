@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 from tests import tiny
@@ -155,7 +155,7 @@ def test_dropout_is_active_iff_a_key_is_given(batch, scores):
 
 def test_flops_agree_with_the_compiler():
   B, S, T = 2, 64, 32
-  config = config_lib.SASRecConfig(
+  config = model_configs.SASRecConfig(
     num_layers=2, d_model=128, num_heads=2, d_ff=256, dropout=0.0
   )
   model = registry.create(config, 500, (), {"a": 3}, {})

@@ -2,7 +2,7 @@
 
 import pytest
 
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.scaling import sizes
 from onerec_jax.training import optimizer
 
@@ -42,7 +42,7 @@ def test_a_size_has_the_papers_columns(name):
 
 def test_the_papers_loss_over_all_codes():
   model = sizes.lazy_decoder("1B")
-  assert isinstance(model, config_lib.LazyDecoderConfig)
+  assert isinstance(model, model_configs.LazyDecoderConfig)
   assert not model.constrained_softmax
   assert not model.item_embedding
   assert model.dropout == 0.0

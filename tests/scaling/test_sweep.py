@@ -13,7 +13,7 @@ import pytest
 
 from experiments.scaling import ladder
 from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning, workflow
+from onerec_jax import files, model_configs, partitioning, workflow
 from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
 from onerec_jax.models import registry
@@ -35,7 +35,7 @@ def get_sweep(arg):
     "training.num_steps": 4, "training.validate_every": 2,
     "training.log_every": 2, "training.seed": 7,
   })
-  plain = config_lib.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
+  plain = model_configs.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
   return {"plain": sweep.changed(lazy, {"model": plain}), "lazy": lazy}
 """
 
@@ -51,17 +51,17 @@ def written(folder, body):
 
 def test_a_changed_config_differs_in_those_fields_alone():
   base = config_lib.Config()
-  model = config_lib.DecoderOnlyConfig(num_layers=3)
+  model = model_configs.DecoderOnlyConfig(num_layers=3)
   found = sweep.changed(
     base, {"model": model, "model.d_model": 8, "training.seed": 5}
   )
   expected = config_lib.Config()
-  expected.model = config_lib.DecoderOnlyConfig(num_layers=3, d_model=8)
+  expected.model = model_configs.DecoderOnlyConfig(num_layers=3, d_model=8)
   expected.training.seed = 5
   assert found == expected
   # Neither the base nor the value shares anything with what comes out.
   assert base == config_lib.Config()
-  assert model.d_model == config_lib.DecoderOnlyConfig().d_model
+  assert model.d_model == model_configs.DecoderOnlyConfig().d_model
   found.prepare.simulation.num_users = 1
   assert base == config_lib.Config()
 
@@ -138,7 +138,7 @@ def test_the_ladder_compares_like_with_like(name):
     assert not config.model.constrained_softmax
     sizes.setdefault(config.model.system, set()).add(counted)
     # But for model and seed all runs are the same.
-    config.training.seed, config.model = 0, config_lib.DecoderOnlyConfig()
+    config.training.seed, config.model = 0, model_configs.DecoderOnlyConfig()
   assert len({json.dumps(config_lib.to_dict(c)) for c in runs.values()}) == 1
   assert len(sizes) == 3
   for found in sizes.values():

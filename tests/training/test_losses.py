@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onerec_jax import config
+from onerec_jax import model_configs
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 from onerec_jax.training import losses
@@ -68,7 +68,7 @@ def test_semantic_id_loss_is_the_mean_over_levels_and_skips_padding():
 @pytest.fixture(scope="module")
 def scorer():
   """A SASRec, its parameters, a batch of three targets (one padding)."""
-  model = registry.create(config.SASRecConfig(d_model=8), 5, (), {}, {})
+  model = registry.create(model_configs.SASRecConfig(d_model=8), 5, (), {}, {})
   one = lambda *values: jnp.asarray([values], jnp.int32)
   batch = Batch(
     items=one(0, 1, 2),
@@ -113,6 +113,8 @@ def test_item_bce_loss_converges_to_its_expectation_over_negatives(scorer):
 
 
 def test_unknown_loss_is_named():
-  model = registry.create(config.SASRecConfig(loss="hinge"), 5, (), {}, {})
+  model = registry.create(
+    model_configs.SASRecConfig(loss="hinge"), 5, (), {}, {}
+  )
   with pytest.raises(ValueError, match="hinge"):
     losses.make_loss(model)
