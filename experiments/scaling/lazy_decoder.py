@@ -1,18 +1,26 @@
-r"""The sizes of OneRec-V2, 0.05B to 8B, set up alike.
+r"""The sizes of OneRec-V2's lazy decoder, 0.05B to 8B, set up alike.
 
 python -m launch.compile_tpu --topology=v5p:4x4x4 \
   --config=experiments/scaling/lazy_decoder.py:8B
 
 bounds the training step's MFU on 64 v5p chips at 99% (docs/tpu.md has the
-table), in two minutes on two cores.
+table), in two minutes on two cores. `MoE-4B` is the size with experts.
 """
 
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.scaling import sizes
 
 
 def get_config(arg: str = "0.05B") -> config_lib.Config:
-  c = config_lib.Config(name=f"lazy_decoder_{arg}")
+  return of_model(f"lazy_decoder_{arg}", sizes.lazy_decoder(arg))
+
+
+def of_model(
+  name: str, model: model_configs.GeneratorConfig
+) -> config_lib.Config:
+  """What the papers' models have in common: data, batch and schedule."""
+  c = config_lib.Config(name=name)
   c.prepare.split = "time"
   c.tokenizer.num_levels = 3
   c.tokenizer.num_codes = 8192
@@ -22,7 +30,7 @@ def get_config(arg: str = "0.05B") -> config_lib.Config:
   c.pipeline.row_positions = 512
   c.pipeline.row_targets = 5
   c.pipeline.batch_size = 8192
-  c.model = sizes.lazy_decoder(arg)
+  c.model = model
   c.model.remat = "dots"
   # The context's width must divide over up to 64 chips along fsdp.
   c.model.feature_embed_dim = 16 + -(3 * c.model.sid_embed_dim + 16) % 64

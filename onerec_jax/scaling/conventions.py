@@ -13,7 +13,6 @@ Sections, tables and appendices named are those of OneRec-V2 (arXiv
 """
 
 import dataclasses
-from typing import NamedTuple
 
 from onerec_jax import model_configs
 from onerec_jax.models import registry
@@ -194,40 +193,7 @@ def learning_rate(parameters: float) -> float:
 # --- V1 Table 1 -------------------------------------------------------------
 
 
-class ReportSize(NamedTuple):
-  """A row of V1's Table 1; half the layers are the encoder's.
-
-  INFERRED: where experts are used in both halves, every other block has them;
-  their width is 2688 (⅔ · 4d to a multiple of 128), not the listed 2048. Only
-  so are the two large sizes met.
-  """
-
-  nominal: float
-  layers: int
-  d_model: int
-  heads: int
-  moe: model_configs.MoEConfig = model_configs.MoEConfig()
-  moe_encoder: bool = False
-
-
-REPORT_SIZES = {
-  "0.015B dense": ReportSize(0.015e9, 4, 128, 4),
-  "0.121B dense": ReportSize(0.121e9, 8, 1024, 8),
-  "0.935B experts": ReportSize(
-    0.935e9, 8, 1024, 8, model_configs.MoEConfig(24, 2, d_ff=2688)
-  ),
-  "2.633B experts": ReportSize(
-    2.633e9,
-    24,
-    1024,
-    8,
-    model_configs.MoEConfig(24, 4, d_ff=2688, every=2),
-    True,
-  ),
-}
-
-
-def report_block_parameters(size: ReportSize) -> int:
+def report_block_parameters(size: sizes.ReportSize) -> int:
   """All parameters of the blocks' matrices, as the report lists them.
 
   4·d² of attention an encoder block, 8·d² a decoder block; a feed-forward of
@@ -243,7 +209,7 @@ def report_block_parameters(size: ReportSize) -> int:
   return 12 * half * square + 4 * dense_blocks * square + moe_blocks * experts
 
 
-def report_parameters(size: ReportSize) -> int:
+def report_parameters(size: sizes.ReportSize) -> int:
   """Blocks, two tables of all codes, and the pathways.
 
   INFERRED: which tables the report counts is not said; those of item, author
@@ -268,82 +234,30 @@ def counted_flops(
   return 3 * forward / TARGETS
 
 
-def counted_parameters(config: model_configs.GeneratorConfig) -> int:
-  """Active parameters of the blocks' matrices by the model's own counter."""
+def counted_parameters(
+  config: model_configs.GeneratorConfig, all_experts: bool = False
+) -> int:
+  """Parameters of the blocks' matrices by the model's own counter.
+
+  Args:
+    config: the model.
+    all_experts: count every expert, not only those a token passes through.
+  """
+  if all_experts:
+    experts = config.moe
+    experts = dataclasses.replace(
+      experts, experts_per_token=experts.num_experts
+    )
+    config = dataclasses.replace(config, moe=experts)
   return registry.block_parameters(_build(config))
 
 
 def _build(config):
+  # The dtype changes no count, and `auto` would start an accelerator.
+  config = dataclasses.replace(config, compute_dtype="float32")
   return registry.create(config, 1, (CODES,) * LEVELS, {}, {})
 
 
 def lazy_config(name: str, **changes: int) -> model_configs.LazyDecoderConfig:
   """The lazy decoder of a size, fields changed."""
-  # The dtype changes no count, and `auto` would start an accelerator.
-  return dataclasses.replace(
-    sizes.lazy_decoder(name), compute_dtype="float32", **changes
-  )
-
-
-def _shared_fields(name):
-  names = {f.name for f in dataclasses.fields(model_configs.GeneratorConfig)}
-  return {k: v for k, v in vars(lazy_config(name)).items() if k in names}
-
-
-def encoder_decoder_config(
-  name: str, encoder_layers: int
-) -> model_configs.EncoderDecoderConfig:
-  """The encoder-decoder of a size's width and number of blocks."""
-  return model_configs.EncoderDecoderConfig(
-    encoder_layers=encoder_layers,
-    decoder_layers=sizes.SIZES[name].num_layers - encoder_layers,
-    **_shared_fields(name),
-  )
-
-
-def decoder_only_config(name: str) -> model_configs.DecoderOnlyConfig:
-  """The naive decoder of a size's width and number of blocks."""
-  return model_configs.DecoderOnlyConfig(
-    num_layers=sizes.SIZES[name].num_layers, **_shared_fields(name)
-  )
-
-
-def expert_config(
-  name: str, experts_per_token: int
-) -> model_configs.LazyDecoderConfig:
-  """V2's mixture of experts on a dense size; the paper's passes 3 a token."""
-  config = lazy_config(name)
-  config.moe = model_configs.MoEConfig(
-    num_experts=53,
-    experts_per_token=experts_per_token,
-    shared_experts=1,
-    d_ff=config.d_model,
-    dense_layers=2,
-  )
-  return config
-
-
-def report_config(
-  size: ReportSize, all_experts: bool = False
-) -> model_configs.EncoderDecoderConfig:
-  """The encoder-decoder of a row of V1's Table 1.
-
-  Args:
-    size: a row of REPORT_SIZES.
-    all_experts: every token passes all experts, so that its active parameters
-      are all parameters.
-  """
-  experts = dataclasses.replace(size.moe)
-  if all_experts:
-    experts.experts_per_token = experts.num_experts
-  return model_configs.EncoderDecoderConfig(
-    encoder_layers=size.layers // 2,
-    decoder_layers=size.layers // 2,
-    d_model=size.d_model,
-    num_heads=size.heads,
-    d_ff=2 * size.d_model,
-    feed_forward="mlp",
-    moe=experts,
-    moe_encoder=size.moe_encoder,
-    compute_dtype="float32",
-  )
+  return dataclasses.replace(sizes.lazy_decoder(name), **changes)

@@ -111,16 +111,16 @@ def points() -> dict[str, points_lib.Points]:
 def report_sizes() -> Table:
   """V1 Table 1."""
   notes = {
-    "0.015B dense": "blocks hold .66M; the rest is in tables of ids the "
+    "0.015B": "blocks hold .66M; the rest is in tables of ids the "
     "report gives no sizes of",
-    "0.121B dense": "blocks and one table of codes are 109M, with two 134M: "
+    "0.121B": "blocks and one table of codes are 109M, with two 134M: "
     "which tables count is not said",
   }
   rows = []
-  for name, size in conventions.REPORT_SIZES.items():
+  for name, size in sizes_lib.REPORT_SIZES.items():
     blocks = conventions.report_block_parameters(size)
     counted = conventions.counted_parameters(
-      conventions.report_config(size, all_experts=True)
+      sizes_lib.encoder_decoder(name), all_experts=True
     )
     rows.append(Row(name, "blocks, B", None, blocks / _GIGA, counted / _GIGA))
     rows.append(
@@ -143,8 +143,8 @@ def report_sizes() -> Table:
 def compute() -> Table:
   """V2 Table 1: where the FLOPs of one sample go."""
   rows, parameters = [], conventions.nominal("1B")
-  half = conventions.encoder_decoder_config("1B", 9)
-  naive = conventions.decoder_only_config("1B")
+  half = sizes_lib.encoder_decoder("1B", 9)
+  naive = sizes_lib.decoder_only("1B")
   systems = {
     "encoder-decoder 0.5:0.5": (
       conventions.round_encoder_decoder,
@@ -196,7 +196,7 @@ def architectures() -> Table:
   for name, numbers in printed.items():
     for parts, (flops, activations) in zip((2, 3), numbers):
       layers = round(sizes_lib.SIZES[name].num_layers / parts)
-      config = conventions.encoder_decoder_config(name, layers)
+      config = sizes_lib.encoder_decoder(name, layers)
       rows += _cost(
         f"encoder-decoder 1:{parts - 1}, {name}",
         (flops, conventions.encoder_decoder_flops(name, layers)),
@@ -207,7 +207,7 @@ def architectures() -> Table:
       f"naive, {name}",
       (numbers[2][0], conventions.decoder_only_flops(name)),
       (numbers[2][1], conventions.decoder_only_activations(name)),
-      conventions.counted_flops(conventions.decoder_only_config(name)),
+      conventions.counted_flops(sizes_lib.decoder_only(name)),
     )
     rows += _cost(
       f"lazy, {name}",
@@ -236,7 +236,7 @@ def _cost(label, flops, activations, counted):
 def _headline():
   """94% less compute at equal size; 16× the size at equal compute."""
   lazy = conventions.lazy_config("1B")
-  encoded = conventions.encoder_decoder_config("1B", 9)
+  encoded = sizes_lib.encoder_decoder("1B", 9)
   saved = 1 - conventions.counted_flops(lazy) / conventions.counted_flops(
     encoded
   )
@@ -365,12 +365,12 @@ def sizes() -> Table:
       Row(name, "loss", loss, law(parameters)),
     ]
   total, active = conventions.expert_parameters("0.5B")
-  for quantity, paper, ours, k in (
-    ("parameters, B", 4, total, 53),
-    ("active, B", 0.5, active, 3),
+  config = sizes_lib.lazy_decoder(sizes_lib.EXPERTS)
+  for quantity, paper, ours, every in (
+    ("parameters, B", 4, total, True),
+    ("active, B", 0.5, active, False),
   ):
-    config = conventions.expert_config("0.5B", k)
-    counted = conventions.counted_parameters(config)
+    counted = conventions.counted_parameters(config, all_experts=every)
     rows.append(
       Row("4B experts", quantity, paper, ours / _GIGA, counted / _GIGA)
     )

@@ -13,8 +13,8 @@ from onerec_jax.scaling import conventions, paper_tables, sizes
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 EXCEPTIONS = {
-  ("V1 Table 1: sizes", "0.015B dense", "all parameters, B"),
-  ("V1 Table 1: sizes", "0.121B dense", "all parameters, B"),
+  ("V1 Table 1: sizes", "0.015B", "all parameters, B"),
+  ("V1 Table 1: sizes", "0.121B", "all parameters, B"),
   ("V2 Table 4: grouped-query attention at 1B", "G_kv 2", "keys, M"),
   ("V2 Table 4: grouped-query attention at 1B", "G_kv 1", "keys, M"),
   ("V2 Table 5: sizes", "0.1B", "parameters, B"),
@@ -164,29 +164,27 @@ def test_experts_expert_by_expert():
     counts.append(total)
   assert conventions.expert_parameters("0.5B") == tuple(counts)
   routers = 12 * 53 * d
-  for k, want in zip((53, 3), counts):
-    config = conventions.expert_config("0.5B", k)
-    found = conventions.counted_parameters(config)
+  config = sizes.lazy_decoder(sizes.EXPERTS)
+  for every, want in zip((True, False), counts):
+    found = conventions.counted_parameters(config, all_experts=every)
     assert 0 <= found - want <= routers
 
 
 def test_blocks_of_the_technical_report():
   """The report lists layers and widths; ours are built and counted."""
   counts = {}
-  for name, size in conventions.REPORT_SIZES.items():
-    config = conventions.report_config(size, all_experts=True)
-    found = conventions.counted_parameters(config)
+  for name, size in sizes.REPORT_SIZES.items():
+    config = sizes.encoder_decoder(name)
+    found = conventions.counted_parameters(config, all_experts=True)
     want = conventions.report_block_parameters(size)
     routers = size.layers * size.d_model * size.moe.num_experts
     assert 0 <= found - want <= routers
     counts[name] = want
-  assert counts["0.015B dense"] == pytest.approx(0.66e6, rel=0.01)
-  assert counts["0.121B dense"] == pytest.approx(84e6, rel=0.01)
+  assert counts["0.015B"] == pytest.approx(0.66e6, rel=0.01)
+  assert counts["0.121B"] == pytest.approx(84e6, rel=0.01)
   # The same model with the experts that a token passes.
-  active = conventions.counted_parameters(
-    conventions.report_config(conventions.REPORT_SIZES["0.935B experts"])
-  )
-  assert active < counts["0.935B experts"] / 6
+  active = conventions.counted_parameters(sizes.encoder_decoder("0.935B"))
+  assert active < counts["0.935B"] / 6
 
 
 def run(program, *arguments):

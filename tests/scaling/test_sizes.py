@@ -1,5 +1,7 @@
 """The sizes of V2's Table 5, against the paper's other columns."""
 
+import importlib
+
 import pytest
 
 from onerec_jax import model_configs
@@ -50,5 +52,52 @@ def test_the_papers_loss_over_all_codes():
 
 
 def test_an_unknown_size_is_refused():
-  with pytest.raises(ValueError, match=r"no size '3B'; known: 0.05B, .* 8B"):
-    sizes.lazy_decoder("3B")
+  for of_size in (
+    sizes.lazy_decoder,
+    sizes.encoder_decoder,
+    sizes.decoder_only,
+  ):
+    with pytest.raises(ValueError, match=r"no size '3B' .*: 0.05B, .* 8B"):
+      of_size("3B")
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_architectures_of_a_size_differ_in_their_blocks_alone(name):
+  lazy = vars(sizes.lazy_decoder(name))
+  encoded = sizes.encoder_decoder(name)
+  naive = sizes.decoder_only(name)
+  for other in (vars(encoded), vars(naive)):
+    own = {"system", "num_layers", "scan_layers"}
+    for field in set(lazy) & set(other) - own:
+      assert lazy[field] == other[field], field
+  assert naive.num_layers == lazy["num_layers"]
+  assert encoded.encoder_layers + encoded.decoder_layers == lazy["num_layers"]
+
+
+def test_the_encoders_share_is_chosen():
+  model = sizes.encoder_decoder("1B", encoder_layers=6)
+  assert (model.encoder_layers, model.decoder_layers) == (6, 12)
+
+
+@pytest.mark.parametrize(
+  ("experiment", "name"),
+  [
+    ("lazy_decoder", "0.05B"),
+    ("lazy_decoder", "8B"),
+    ("lazy_decoder", "MoE-4B"),
+    ("encoder_decoder", "0.015B"),
+    ("encoder_decoder", "0.935B"),
+    ("encoder_decoder", "2.633B"),
+    ("encoder_decoder", "1B"),
+    ("decoder_only", "1B"),
+  ],
+)
+def test_an_experiment_sets_a_size_up(experiment, name):
+  module = importlib.import_module(f"experiments.scaling.{experiment}")
+  config = module.get_config(name)
+  assert config.name == f"{experiment}_{name}"
+  assert config.model.d_model == sizes_of(experiment)(name).d_model
+
+
+def sizes_of(experiment):
+  return getattr(sizes, experiment)
