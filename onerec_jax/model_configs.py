@@ -36,10 +36,17 @@ class GeneratorConfig:
   num_heads: int = 4
   d_ff: int = 256
   """Feed-forward width; V2's sizes use 4 × d_model, V1's 2 × d_model."""
+  sid_embedding: str = "own"
+  """Where the context reads semantic IDs from: tables of its `own`; `shared`
+  with the decoder (V1 Table 5); `none`: not at all."""
   sid_embed_dim: int = 32
-  """Width of one level's embedding in the context."""
+  """Width of one level's own embedding in the context."""
   item_embedding: bool = True
   """Adds an embedding of the item id to its semantic-ID embedding."""
+  item_embed_dim: int = 0
+  """Width of the item-id embedding; 0: d_model."""
+  item_table_rows: int = 0
+  """Ids are hashed into so many rows, a multiple of 128; 0: a row an item."""
   feature_embed_dim: int = 16
   dropout: float = 0.2
   context_dropout: float = 0.0
@@ -50,6 +57,9 @@ class GeneratorConfig:
   """`none`, `full` or `dots` (keep matrix products)."""
   compute_dtype: str = "auto"
   """`auto`: bfloat16 on accelerators, float32 on CPU."""
+  attention: str = "auto"
+  """Of targets to their context: `plain`, or `fused`, one kernel for TPUs that
+  gives the same; `auto`: fused on TPUs."""
   moe: MoEConfig = dataclasses.field(default_factory=MoEConfig)
 
 
@@ -86,6 +96,27 @@ class EncoderDecoderConfig(GeneratorConfig):
   """Whether `moe` holds for the encoder too (V1's 2.633B)."""
 
 
+@dataclasses.dataclass(unsafe_hash=True)
+class SessionMoEConfig(MoEConfig):
+  """OneRec's experts: 24, two of them a token, gates as they are."""
+
+  num_experts: int = 24
+  router: str = "softmax"
+  balance_rate: float = 0.0
+
+
+@dataclasses.dataclass
+class SessionDecoderConfig(EncoderDecoderConfig):
+  """OneRec (models/session_decoder.py); `pipeline.targets` is `session`."""
+
+  system: str = "session_decoder"
+  session_items: int = 5
+  """m, items of a session; 1: point-wise generation. Divides
+  `pipeline.session_items`."""
+  causal_encoder: bool = False
+  moe: MoEConfig = dataclasses.field(default_factory=SessionMoEConfig)
+
+
 @dataclasses.dataclass
 class DecoderOnlyConfig(GeneratorConfig):
   """V2's naive decoder-only baseline (models/decoder_only.py)."""
@@ -115,6 +146,7 @@ SYSTEMS = {
   for c in (
     LazyDecoderConfig,
     EncoderDecoderConfig,
+    SessionDecoderConfig,
     DecoderOnlyConfig,
     SASRecConfig,
   )

@@ -7,7 +7,11 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, layers
+from onerec_jax.models import attention, id_table, layers
+from onerec_jax.models import codes as codes_lib
+
+SID_EMBEDDINGS = ("own", "shared", "none")
+"""What `sid_embedding` may be."""
 
 FeatureSizes = tuple[tuple[str, int], ...]
 """(name, number of values with 0) of each feature, sorted by name."""
@@ -40,11 +44,18 @@ class ContextEmbedding(nn.Module):
   user's features; the caller projects. INFERRED from V2's Tables 3-4: three
   semantic-ID embeddings of `sid_embed_dim` and one linear layer.
 
+  V1's Table 5 compares events read by id with events read by semantic IDs "that
+  share embeddings with the output side". INFERRED: shared are the tables that
+  the decoder reads its codes from; the last level, which it never reads, gets
+  one too. The heads, the output's other matrices, take no part in it.
+
   Attributes:
     codebook_sizes: K of each level.
     num_items: I.
-    sid_embed_dim: width of one level's embedding.
+    sid_embed_dim: width of one level's embedding; 0: none.
+    shared: the decoder's codes, whose tables are read instead.
     item_embed_dim: width of the item-id embedding; 0: none.
+    item_table_rows: rows that ids are hashed into; 0: one an item.
     feature_embed_dim: width of one feature's embedding.
     features: event and user features of the batch.
     item_features: item features of the catalogue.
@@ -53,7 +64,9 @@ class ContextEmbedding(nn.Module):
   codebook_sizes: tuple[int, ...]
   num_items: int
   sid_embed_dim: int
+  shared: codes_lib.Codes | None
   item_embed_dim: int
+  item_table_rows: int
   feature_embed_dim: int
   features: FeatureSizes
   item_features: FeatureSizes
@@ -63,23 +76,9 @@ class ContextEmbedding(nn.Module):
     self, batch: batch_lib.Batch, catalogue: batch_lib.Catalogue
   ) -> Float[Array, "B S D"]:
     """Concatenated embeddings; the width depends on what the tables have."""
-    is_item = (batch.items > 0)[..., None]
-    parts = []
-    codes = jnp.take(catalogue.codes, batch.items, axis=0)
-    for level, size in enumerate(self.codebook_sizes):
-      rows = layers.Embedding(
-        size, self.sid_embed_dim, zero_padding=False, name=f"codes_{level}"
-      )(codes[..., level])
-      parts.append(jnp.where(is_item, rows, 0.0))
+    parts = self._codes(batch, catalogue)
     if self.item_embed_dim:
-      parts.append(
-        layers.Embedding(
-          layers.table_rows(self.num_items),
-          self.item_embed_dim,
-          ("items", "table"),
-          name="item",
-        )(batch.items)
-      )
+      parts.append(self._item(batch.items))
     for name, size in self.item_features:
       values = jnp.take(catalogue.features[name], batch.items, axis=0)
       parts.append(self._feature(f"item_{name}", size, values))
@@ -90,18 +89,75 @@ class ContextEmbedding(nn.Module):
     parts.append(self._feature("user_token", 2, token))
     return jnp.concatenate(parts, axis=-1)
 
+  def _codes(self, batch, catalogue):
+    """One embedding a level; zeros at user tokens and padding."""
+    if not (self.sid_embed_dim or self.shared):
+      return []
+    is_item = (batch.items > 0)[..., None]
+    codes = jnp.take(catalogue.codes, batch.items, axis=0)
+    parts = []
+    for level, size in enumerate(self.codebook_sizes):
+      if self.shared:
+        rows = self.shared.embed(level, codes[..., level])
+      else:
+        rows = layers.Embedding(
+          size, self.sid_embed_dim, zero_padding=False, name=f"codes_{level}"
+        )(codes[..., level])
+      parts.append(jnp.where(is_item, rows, 0.0))
+    return parts
+
+  def _item(self, items):
+    hashed = self.item_table_rows > 0
+    table = id_table.HashedEmbedding if hashed else layers.Embedding
+    return table(
+      self.item_table_rows or layers.table_rows(self.num_items),
+      self.item_embed_dim,
+      ("items", "table"),
+      name="item",
+    )(items)
+
   def _feature(self, name, size, values):
     return layers.Embedding(
       size, self.feature_embed_dim, name=f"feature_{name}"
     )(values)
 
 
+def make_codes(model: nn.Module) -> codes_lib.Codes:
+  """A generator's codes, with the tables that its context needs."""
+  shares = model.sid_embedding == "shared"
+  return codes_lib.Codes(
+    model.codebook_sizes, model.d_model, model.dtype, shares
+  )
+
+
+def make_embedding(
+  model: nn.Module, codes: codes_lib.Codes
+) -> ContextEmbedding:
+  """A generator's context embedding, from its fields and its `make_codes`."""
+  return ContextEmbedding(
+    codebook_sizes=model.codebook_sizes,
+    num_items=model.num_items,
+    sid_embed_dim=model.sid_embed_dim * (model.sid_embedding == "own"),
+    shared=codes if model.sid_embedding == "shared" else None,
+    item_embed_dim=_item_width(model),
+    item_table_rows=model.item_table_rows,
+    feature_embed_dim=model.feature_embed_dim,
+    features=model.features,
+    item_features=model.item_features,
+  )
+
+
+def _item_width(model: nn.Module) -> int:
+  return (model.item_embed_dim or model.d_model) * model.item_embedding
+
+
 def width(model: nn.Module) -> int:
   """Width of a generator's concatenated context embedding."""
   features = len(model.features) + len(model.item_features) + 1
+  of_level = {"own": model.sid_embed_dim, "shared": model.d_model, "none": 0}
   return (
-    len(model.codebook_sizes) * model.sid_embed_dim
-    + model.d_model * model.item_embedding
+    len(model.codebook_sizes) * of_level[model.sid_embedding]
+    + _item_width(model)
     + features * model.feature_embed_dim
   )
 
@@ -136,11 +192,13 @@ class ContextBlock(nn.Module):
     num_heads: H.
     feed_forward: makes the feed-forward, given a name.
     dropout: rate.
+    attend: attention of positions to positions.
   """
 
   num_heads: int
   feed_forward: Callable[..., nn.Module]
   dropout: float
+  attend: Callable[..., Array] = attention.cross_attention
 
   @nn.compact
   def __call__(
@@ -156,7 +214,7 @@ class ContextBlock(nn.Module):
     h = layers.RMSNorm(name="norm")(z)
     qkv = layers.Linear(3 * D, ("embed", "heads"), name="qkv")(h)
     q, k, v = (part.reshape(heads) for part in jnp.split(qkv, 3, axis=-1))
-    h = attention.cross_attention(q[:, :, None], k, v, bias)
+    h = self.attend(q[:, :, None], k, v, bias)
     h = layers.Linear(D, ("heads", "embed"), name="out")(h.reshape(z.shape))
     z = z + drop(h)
     h = layers.RMSNorm(name="ffn_norm")(z)

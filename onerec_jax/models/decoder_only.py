@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, codes, layers, moe
+from onerec_jax.models import attention, codes, fused_attention, layers, moe
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 
@@ -50,6 +50,7 @@ class DecoderOnlyBlock(nn.Module):
   feed_forward: Callable[..., nn.Module]
   dropout: float
   d_model: int
+  attend: Callable[..., Array] = attention.cross_attention
 
   def setup(self):
     D = self.d_model
@@ -76,9 +77,7 @@ class DecoderOnlyBlock(nn.Module):
   ) -> tuple[Float[Array, "B S D"], tuple[Array, Array]]:
     """Runs the context positions; returns them, and their keys and values."""
     q, k, v = self.project(z)
-    z = self._finish(
-      z, attention.cross_attention(q[:, :, None], k, v, bias), real
-    )
+    z = self._finish(z, self.attend(q[:, :, None], k, v, bias), real)
     return constrain(z, ("batch", None, None)), (k, v)
 
   def __call__(
@@ -130,37 +129,34 @@ class DecoderOnly(nn.Module):
   num_heads: int
   d_ff: int
   sid_embed_dim: int
+  sid_embedding: str
   item_embedding: bool
+  item_embed_dim: int
+  item_table_rows: int
   feature_embed_dim: int
   dropout: float
   context_dropout: float
   constrained_softmax: bool
   remat: str
+  attention: str
   moe: model_configs.MoEConfig
   num_layers: int
   dtype: Any
 
   def setup(self):
-    self.embedding = context_lib.ContextEmbedding(
-      self.codebook_sizes,
-      self.num_items,
-      self.sid_embed_dim,
-      self.d_model if self.item_embedding else 0,
-      self.feature_embed_dim,
-      self.features,
-      self.item_features,
-    )
+    self.codes = context_lib.make_codes(self)
+    self.embedding = context_lib.make_embedding(self, self.codes)
     self.project = layers.Linear(self.d_model, ("context", "projected"))
     self.drop_events = context_lib.EventDropout(self.context_dropout)
     self.drop = layers.Dropout(self.dropout)
     self.distance_bias = attention.DistanceBias(self.num_heads)
-    self.codes = codes.Codes(self.codebook_sizes, self.d_model, self.dtype)
     dense = functools.partial(layers.SwiGLU, self.d_ff)
+    attend = fused_attention.CROSS_ATTENTION[self.attention]
     block = layers.remat(
       DecoderOnlyBlock, self.remat, ("__call__", "over_context")
     )
     self.blocks = [
-      block(self.num_heads, feed_forward, self.dropout, self.d_model)
+      block(self.num_heads, feed_forward, self.dropout, self.d_model, attend)
       for feed_forward in moe.feed_forwards(self.moe, dense, self.num_layers)
     ]
 

@@ -28,7 +28,7 @@ from jaxtyping import Array, Float, Int
 
 from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, codes, layers, moe
+from onerec_jax.models import attention, codes, fused_attention, layers, moe
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 
@@ -55,6 +55,7 @@ class DecoderBlock(nn.Module):
   feed_forward: Callable[..., nn.Module]
   dropout: float
   d_model: int
+  attend: Callable[..., Array] = attention.cross_attention
 
   def setup(self):
     D = self.d_model
@@ -110,7 +111,7 @@ class DecoderBlock(nn.Module):
     x = x + self.drop(self.self_o(h))
 
     q = self._heads(self.cross_q(self.cross_norm(x)))
-    h = attention.cross_attention(q, keys, values, bias).reshape(x.shape)
+    h = self.attend(q, keys, values, bias).reshape(x.shape)
     x = x + self.drop(self.cross_o(h))
 
     real = jnp.broadcast_to(real[:, :, None], x.shape[:3])
@@ -137,12 +138,16 @@ class EncoderDecoder(nn.Module):
   num_heads: int
   d_ff: int
   sid_embed_dim: int
+  sid_embedding: str
   item_embedding: bool
+  item_embed_dim: int
+  item_table_rows: int
   feature_embed_dim: int
   dropout: float
   context_dropout: float
   constrained_softmax: bool
   remat: str
+  attention: str
   moe: model_configs.MoEConfig
   encoder_layers: int
   decoder_layers: int
@@ -152,30 +157,23 @@ class EncoderDecoder(nn.Module):
   dtype: Any
 
   def setup(self):
-    self.embedding = context_lib.ContextEmbedding(
-      self.codebook_sizes,
-      self.num_items,
-      self.sid_embed_dim,
-      self.d_model if self.item_embedding else 0,
-      self.feature_embed_dim,
-      self.features,
-      self.item_features,
-    )
+    self.codes = context_lib.make_codes(self)
+    self.embedding = context_lib.make_embedding(self, self.codes)
     self.project = layers.Linear(self.d_model, ("context", "projected"))
     self.drop_events = context_lib.EventDropout(self.context_dropout)
     self.drop = layers.Dropout(self.dropout)
     self.encoder_bias = attention.DistanceBias(self.num_heads)
+    attend = fused_attention.CROSS_ATTENTION[self.attention]
     block = layers.remat(context_lib.ContextBlock, self.remat)
     self.encoder = [
-      block(self.num_heads, feed_forward, self.dropout)
+      block(self.num_heads, feed_forward, self.dropout, attend)
       for feed_forward in self._encoder_feed_forwards()
     ]
     self.encoder_norm = layers.RMSNorm()
-    self.codes = codes.Codes(self.codebook_sizes, self.d_model, self.dtype)
     self.distance_bias = attention.DistanceBias(self.num_heads)
     block = layers.remat(DecoderBlock, self.remat)
     self.decoder = [
-      block(self.num_heads, feed_forward, self.dropout, self.d_model)
+      block(self.num_heads, feed_forward, self.dropout, self.d_model, attend)
       for feed_forward in self._feed_forwards(self.decoder_layers, self.moe)
     ]
 
@@ -284,18 +282,37 @@ def forward_flops(
     positions: S.
     targets: T.
   """
-  D, levels = model.d_model, len(model.codebook_sizes)
+  length = len(model.codebook_sizes)
+  blocks = decoding_flops(model, rows, positions, targets, length)
+  return blocks + head_flops(model, rows * targets)
+
+
+def decoding_flops(
+  model: EncoderDecoder, rows: int, positions: int, sequences: int, length: int
+) -> float:
+  """Multiply-adds ×2 of encoder and decoder blocks, without heads.
+
+  Args:
+    model: the model.
+    rows: B.
+    positions: S.
+    sequences: the decoder runs over so many a row,
+    length: each of so many positions.
+  """
+  D = model.d_model
   in_encoder, in_decoder = _feed_forward_parameters(model)
   encoder = context_lib.width(model) * D + in_encoder
   encoder += model.encoder_layers * (4 * D**2 + 2 * positions * D)
   keys_values = model.decoder_layers * 2 * D**2
-  scores = 2 * positions * D + (levels + 1) * D
+  scores = 2 * positions * D + (length + 1) * D
   decoder = model.decoder_layers * (6 * D**2 + scores) + in_decoder
-  heads = D * sum(model.codebook_sizes)
   return (
     2.0
     * rows
-    * (
-      positions * (encoder + keys_values) + targets * (levels * decoder + heads)
-    )
+    * (positions * (encoder + keys_values) + sequences * length * decoder)
   )
+
+
+def head_flops(model: EncoderDecoder, targets: int) -> float:
+  """Multiply-adds ×2 of the logits of so many targets."""
+  return 2.0 * targets * model.d_model * sum(model.codebook_sizes)

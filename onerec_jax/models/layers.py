@@ -105,7 +105,10 @@ class MLP(nn.Module):
 
 _REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
-  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "dots": jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    jax.checkpoint_policies.save_only_these_names("attended"),
+  ),
 }
 REMAT = ("none", *_REMAT_POLICIES)
 """What `remat` may be."""
@@ -134,12 +137,14 @@ def remat(
   )
 
 
-def table_rows(num_items: int) -> int:
-  """Rows of an item table: padding and the items, up to a multiple of 128.
+TABLE_MULTIPLE = 128
+"""Rows of an item table are so many times a number, so that they divide over
+any mesh axis and fill a TPU's lanes."""
 
-  So that the rows divide over any mesh axis and fill a TPU's lanes.
-  """
-  return -(-(num_items + 1) // 128) * 128
+
+def table_rows(num_items: int) -> int:
+  """Rows of an item table: padding and the items, up to `TABLE_MULTIPLE`."""
+  return -(-(num_items + 1) // TABLE_MULTIPLE) * TABLE_MULTIPLE
 
 
 class Embedding(nn.Module):
@@ -174,7 +179,7 @@ class Embedding(nn.Module):
     return rows
 
 
-def _mix(bits: Array) -> Array:
+def mix(bits: Array) -> Array:
   """Murmur3's finaliser, a bijection of 32-bit words."""
   bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
   bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
@@ -191,8 +196,8 @@ def dropout_mask(key: jax.Array, shape: Sequence[int], rate: float) -> Array:
   words = jax.random.key_data(key).astype(jnp.uint32).reshape(-1)
   # Two scalars in which every bit of the key counts: words that differ in a
   # few low bits, as those of key(0) and key(1), would give correlated masks.
-  early = _mix(words[0] ^ _mix(words[-1] ^ jnp.uint32(0x9E3779B9)))
-  late = _mix(words[-1] ^ early)
+  early = mix(words[0] ^ mix(words[-1] ^ jnp.uint32(0x9E3779B9)))
+  late = mix(words[-1] ^ early)
   bits = jnp.zeros(shape, jnp.uint32)
   stride = 1
   for axis in reversed(range(len(shape))):

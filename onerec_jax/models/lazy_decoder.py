@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int
 
 from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, codes, layers, moe
+from onerec_jax.models import attention, codes, fused_attention, layers, moe
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 
@@ -35,13 +35,18 @@ class Context:
 
   Attributes:
     keys: [L_kv, B, S, G, Z].
-    values: [L_kv, B, S, G, Z]; the keys themselves where kv_split is 1.
+    values: likewise; None where kv_split is 1: the keys themselves.
     bias: [B, H, T, S] distance bias, hidden positions masked.
   """
 
   keys: Any
   values: Any
   bias: Any
+
+  def layer(self, kv_layer: Any) -> tuple[Array, Array]:
+    """Keys and values of one key/value layer; one array if they are alike."""
+    keys = self.keys[kv_layer]
+    return keys, keys if self.values is None else self.values[kv_layer]
 
 
 def split_context(
@@ -64,6 +69,7 @@ class LazyDecoderBlock(nn.Module):
   num_heads: int
   feed_forward: Callable[..., nn.Module]
   dropout: float
+  attend: Callable[..., Array] = attention.cross_attention
 
   @nn.compact
   def __call__(
@@ -95,7 +101,7 @@ class LazyDecoderBlock(nn.Module):
 
     h = layers.RMSNorm(name="cross_norm")(x)
     q = layers.Linear(D, ("embed", "heads"), name="cross_q")(h).reshape(heads)
-    h = attention.cross_attention(q, keys, values, bias).reshape(x.shape)
+    h = self.attend(q, keys, values, bias).reshape(x.shape)
     h = layers.Linear(D, ("heads", "embed"), name="cross_o")(h)
     x = x + drop(h)
 
@@ -126,15 +132,16 @@ class _ScannedBlock(nn.Module):
   num_heads: int
   feed_forward: Callable[..., nn.Module]
   dropout: float
+  attend: Callable[..., Array]
 
   def setup(self):
     self.block = LazyDecoderBlock(
-      self.num_heads, self.feed_forward, self.dropout
+      self.num_heads, self.feed_forward, self.dropout, self.attend
     )
 
   def __call__(self, x, scanned, context, real):
     kv_layer, past = scanned
-    keys, values = context.keys[kv_layer], context.values[kv_layer]
+    keys, values = context.layer(kv_layer)
     return self.block(x, keys, values, context.bias, real, past)
 
 
@@ -161,28 +168,25 @@ class LazyDecoder(nn.Module):
   kv_split: int
   d_ff: int
   sid_embed_dim: int
+  sid_embedding: str
   item_embedding: bool
+  item_embed_dim: int
+  item_table_rows: int
   feature_embed_dim: int
   dropout: float
   context_dropout: float
   constrained_softmax: bool
   scan_layers: bool
   remat: str
+  attention: str
   moe: model_configs.MoEConfig
   dtype: Any
 
   def setup(self):
     head_width = self.d_model // self.num_heads
     kv_width = self.num_kv_heads * head_width
-    self.embedding = context_lib.ContextEmbedding(
-      self.codebook_sizes,
-      self.num_items,
-      self.sid_embed_dim,
-      self.d_model if self.item_embedding else 0,
-      self.feature_embed_dim,
-      self.features,
-      self.item_features,
-    )
+    self.codes = context_lib.make_codes(self)
+    self.embedding = context_lib.make_embedding(self, self.codes)
     self.project = layers.Linear(
       self.kv_layers * self.kv_split * kv_width, ("context", "projected")
     )
@@ -193,13 +197,13 @@ class LazyDecoder(nn.Module):
     self.distance_bias = attention.DistanceBias(self.num_heads)
     self.drop = layers.Dropout(self.dropout)
 
-    self.codes = codes.Codes(self.codebook_sizes, self.d_model, self.dtype)
     feed_forwards = moe.feed_forwards(
       self.moe, functools.partial(layers.SwiGLU, self.d_ff), self.num_layers
     )
+    attend = fused_attention.CROSS_ATTENTION[self.attention]
     block = layers.remat(LazyDecoderBlock, self.remat)
     self.layers = [
-      block(self.num_heads, feed_forward, self.dropout)
+      block(self.num_heads, feed_forward, self.dropout, attend)
       for feed_forward in feed_forwards[: self._looped]
     ]
     if self.scan_layers:
@@ -210,7 +214,7 @@ class LazyDecoder(nn.Module):
         in_axes=(0, nn.broadcast, nn.broadcast),
         length=self.num_layers - self._looped,
         metadata_params={nn.PARTITION_NAME: "layers"},
-      )(self.num_heads, feed_forwards[-1], self.dropout)
+      )(self.num_heads, feed_forwards[-1], self.dropout, attend)
 
   @property
   def _looped(self) -> int:
@@ -248,13 +252,14 @@ class LazyDecoder(nn.Module):
     keys = jnp.stack(
       [norm(c[0]).reshape(heads) for norm, c in zip(self.key_norms, chunks)]
     )
-    values = keys
+    names = (None, "batch", None, "heads", None)
+    keys, values = constrain(keys, names), None
     if self.kv_split == 2:
       values = jnp.stack(
         [norm(c[1]).reshape(heads) for norm, c in zip(self.value_norms, chunks)]
       )
-    names = (None, "batch", None, "heads", None)
-    return Context(constrain(keys, names), constrain(values, names), bias)
+      values = constrain(values, names)
+    return Context(keys, values, bias)
 
   def __call__(
     self,
@@ -297,9 +302,7 @@ class LazyDecoder(nn.Module):
     presents = []
     for layer, block in enumerate(self.layers):
       own = None if past is None else (past[0][layer], past[1][layer])
-      keys, values = (
-        y[kv_layers[layer]] for y in (context.keys, context.values)
-      )
+      keys, values = context.layer(kv_layers[layer])
       x, present = block(x, keys, values, context.bias, real, own)
       presents.append(jax.tree.map(lambda y: y[None], present))
     if self.scan_layers:

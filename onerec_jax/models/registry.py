@@ -9,17 +9,21 @@ import jax.numpy as jnp
 
 from onerec_jax import model_configs
 from onerec_jax.models import (
+  context,
   decoder_only,
   encoder_decoder,
+  fused_attention,
   layers,
   lazy_decoder,
   moe,
   sasrec,
+  session_decoder,
 )
 
 Model = (
   lazy_decoder.LazyDecoder
   | encoder_decoder.EncoderDecoder
+  | session_decoder.SessionDecoder
   | decoder_only.DecoderOnly
   | sasrec.SASRec
 )
@@ -27,12 +31,14 @@ Model = (
 _CLASSES = {
   model_configs.LazyDecoderConfig: lazy_decoder.LazyDecoder,
   model_configs.EncoderDecoderConfig: encoder_decoder.EncoderDecoder,
+  model_configs.SessionDecoderConfig: session_decoder.SessionDecoder,
   model_configs.DecoderOnlyConfig: decoder_only.DecoderOnly,
   model_configs.SASRecConfig: sasrec.SASRec,
 }
 _COUNTERS = {
   lazy_decoder.LazyDecoder: lazy_decoder,
   encoder_decoder.EncoderDecoder: encoder_decoder,
+  session_decoder.SessionDecoder: session_decoder,
   decoder_only.DecoderOnly: decoder_only,
   sasrec.SASRec: sasrec,
 }
@@ -52,6 +58,18 @@ def compute_dtype(name: str) -> Any:
       f"model.compute_dtype {name!r}: want auto, float32 or bfloat16"
     )
   return jnp.dtype(name)
+
+
+def attention_kernel(name: str) -> str:
+  """`auto`: the fused kernel where it is one, on TPUs.
+
+  Raises:
+    ValueError: neither `auto` nor a kind of attention.
+  """
+  if name == "auto":
+    return "fused" if jax.default_backend() == "tpu" else "plain"
+  _one_of("attention", name, fused_attention.CROSS_ATTENTION)
+  return name
 
 
 def create(
@@ -92,6 +110,7 @@ def create(
   if needs_semantic_ids(config):
     _check_generator(config)
     values |= {
+      "attention": attention_kernel(config.attention),
       "codebook_sizes": tuple(codebook_sizes),
       "item_features": tuple(sorted(item_features.items())),
       # A copy: the config stays free to change.
@@ -116,6 +135,7 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
 def _check_generator(config: model_configs.GeneratorConfig) -> None:
   """Raises ValueError where sizes do not fit each other."""
   _one_of("remat", config.remat, layers.REMAT)
+  _check_item_input(config)
   experts = config.moe
   _one_of("moe.router", experts.router, moe.ROUTERS)
   if experts.num_experts and not (
@@ -128,6 +148,12 @@ def _check_generator(config: model_configs.GeneratorConfig) -> None:
     )
   if isinstance(config, model_configs.EncoderDecoderConfig):
     _one_of("feed_forward", config.feed_forward, encoder_decoder.DENSE)
+  if isinstance(config, model_configs.SessionDecoderConfig) and (
+    config.session_items < 1
+  ):
+    raise ValueError(
+      f"model.session_items={config.session_items} must be at least 1"
+    )
   if not isinstance(config, model_configs.LazyDecoderConfig):
     return
   _divides(config, "num_heads", "num_kv_heads")
@@ -141,6 +167,21 @@ def _check_generator(config: model_configs.GeneratorConfig) -> None:
     raise ValueError(
       f"model.scan_layers needs blocks alike, not model.moe.every="
       f"{experts.every}"
+    )
+
+
+def _check_item_input(config: model_configs.GeneratorConfig) -> None:
+  """Raises ValueError unless events are read by something that fits."""
+  _one_of("sid_embedding", config.sid_embedding, context.SID_EMBEDDINGS)
+  if config.sid_embedding == "none" and not config.item_embedding:
+    raise ValueError(
+      "model.sid_embedding=none and model.item_embedding=False leave nothing "
+      "of an event's item; set one of them"
+    )
+  if config.item_table_rows % layers.TABLE_MULTIPLE:
+    raise ValueError(
+      f"model.item_table_rows={config.item_table_rows} is no multiple of "
+      f"{layers.TABLE_MULTIPLE}"
     )
 
 

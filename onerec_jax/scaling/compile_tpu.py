@@ -97,10 +97,13 @@ def prepare(
 
 
 def _for_accelerators(model: Any) -> Any:
-  """`auto` would look at this host, where it means float32."""
-  if model.compute_dtype != "auto":
-    return model
-  return dataclasses.replace(model, compute_dtype="bfloat16")
+  """`auto` would look at this host, which is no TPU."""
+  settled = {}
+  if model.compute_dtype == "auto":
+    settled["compute_dtype"] = "bfloat16"
+  if getattr(model, "attention", "") == "auto":
+    settled["attention"] = "fused"
+  return dataclasses.replace(model, **settled)
 
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:

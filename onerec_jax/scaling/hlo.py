@@ -213,3 +213,53 @@ def _iota(text: str) -> np.ndarray:
   if "T(" in text:
     values = values.transpose(lists[-1])
   return values if shape is None else values.reshape(shape)
+
+
+def product_flops(where: Computation, product: Instruction) -> float:
+  """2 × multiply-adds of a `dot` or `convolution`, as XLA counts them.
+
+  Args:
+    where: the computation with its operands.
+    product: the instruction.
+  """
+  left, right = (where[o].shape[0].dims for o in product.operands[:2])
+  out = product.shape[0].dims
+  if product.opcode == "dot":
+    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)
+    axes = [int(axis) for axis in found[1].split(",") if axis]
+    return 2.0 * math.prod(out) * math.prod(left[axis] for axis in axes)
+  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes)
+  of_left, of_right, of_out = labels.groups()
+  # A batched product is a convolution whose window meets one place of the
+  # dilated input: only places inside the input count.
+  total = 2.0 * right[of_right.index("i")]
+  total *= out[of_out.index("b")] * out[of_out.index("f")]
+  window = _window(product.attributes, sum(c.isdigit() for c in of_out))
+  for axis, dim in enumerate(window):
+    size = left[of_left.index(str(axis))]
+    total *= _places(size, out[of_out.index(str(axis))], **dim)
+  return total
+
+
+def _window(attributes: str, axes: int) -> list[dict[str, int]]:
+  """size, stride, pad, lhs_dilate and rhs_dilate of each spatial axis."""
+  defaults = dict(size=1, stride=1, pad=0, lhs_dilate=1, rhs_dilate=1)
+  dims = [dict(defaults) for _ in range(axes)]
+  found = re.search(r"window=\{([^}]*)\}", attributes)
+  for entry in found[1].split() if found else []:
+    name, values = entry.split("=")
+    for dim, value in zip(dims, values.split("x")):
+      if name in dim:
+        dim[name] = int(value.split("_")[0])
+  return dims
+
+
+def _places(inputs, outputs, size, stride, pad, lhs_dilate, rhs_dilate) -> int:
+  """How many (output, window) pairs fall on an input."""
+  place = (
+    np.arange(outputs)[:, None] * stride
+    + np.arange(size)[None, :] * rhs_dilate
+    - pad
+  )
+  inside = (place >= 0) & (place <= (inputs - 1) * lhs_dilate)
+  return int((inside & (place % lhs_dilate == 0)).sum())

@@ -4,8 +4,8 @@
 and does not tell on-chip memory from HBM. This walk does: a loop counts as
 often as it runs, a collective once with its devices. What is counted:
 
-  flops   2 × multiply-adds of matrix products (`dot`, `convolution`): the
-          matrix unit's work, recomputation included
+  flops   2 × multiply-adds of matrix products (`dot`, `convolution`, and what
+          a kernel says it does): the matrix unit's work, recomputation included
   bytes   that cross HBM's boundary: operands and results of every top-level
           instruction; slices, gathers and updates count what they touch, a
           fusion's parameter what its users touch
@@ -13,7 +13,6 @@ often as it runs, a collective once with its devices. What is counted:
 """
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Iterator
 
@@ -127,7 +126,9 @@ class _Walk:
       self.total.bytes += times * self._bytes(body, instruction)
       for where, inner in self._inside(body, instruction):
         if inner.opcode in ("dot", "convolution"):
-          self.total.flops += times * product_flops(where, inner)
+          self.total.flops += times * hlo.product_flops(where, inner)
+        elif inner.opcode == "custom-call":
+          self.total.flops += times * _kernel_flops(inner)
         elif inner.collective:
           self._collective(where, inner, times, channels)
 
@@ -268,6 +269,11 @@ def _is_marker(instruction: Instruction) -> bool:
   return found is not None and found[1] in _MARKERS
 
 
+def _kernel_flops(call: Instruction) -> int:
+  found = re.search(r'"cost_estimate":\{"flops":"(\d+)"', call.attributes)
+  return int(found[1]) if found else 0
+
+
 def _parameter(body: Computation, place: int) -> Instruction:
   return next(
     i
@@ -345,53 +351,3 @@ def _constant(body: Computation, name: str) -> int | None:
   """The value of a scalar constant, or of its copy; None: no constant."""
   origin = _origin(body, name)
   return int(origin.literal) if origin.opcode == "constant" else None
-
-
-def product_flops(where: Computation, product: Instruction) -> float:
-  """2 × multiply-adds of a `dot` or `convolution`, as XLA counts them.
-
-  Args:
-    where: the computation with its operands.
-    product: the instruction.
-  """
-  left, right = (where[o].shape[0].dims for o in product.operands[:2])
-  out = product.shape[0].dims
-  if product.opcode == "dot":
-    found = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", product.attributes)
-    axes = [int(axis) for axis in found[1].split(",") if axis]
-    return 2.0 * math.prod(out) * math.prod(left[axis] for axis in axes)
-  labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", product.attributes)
-  of_left, of_right, of_out = labels.groups()
-  # A batched product is a convolution whose window meets one place of the
-  # dilated input: only places inside the input count.
-  total = 2.0 * right[of_right.index("i")]
-  total *= out[of_out.index("b")] * out[of_out.index("f")]
-  window = _window(product.attributes, sum(c.isdigit() for c in of_out))
-  for axis, dim in enumerate(window):
-    size = left[of_left.index(str(axis))]
-    total *= _places(size, out[of_out.index(str(axis))], **dim)
-  return total
-
-
-def _window(attributes: str, axes: int) -> list[dict[str, int]]:
-  """size, stride, pad, lhs_dilate and rhs_dilate of each spatial axis."""
-  defaults = dict(size=1, stride=1, pad=0, lhs_dilate=1, rhs_dilate=1)
-  dims = [dict(defaults) for _ in range(axes)]
-  found = re.search(r"window=\{([^}]*)\}", attributes)
-  for entry in found[1].split() if found else []:
-    name, values = entry.split("=")
-    for dim, value in zip(dims, values.split("x")):
-      if name in dim:
-        dim[name] = int(value.split("_")[0])
-  return dims
-
-
-def _places(inputs, outputs, size, stride, pad, lhs_dilate, rhs_dilate) -> int:
-  """How many (output, window) pairs fall on an input."""
-  place = (
-    np.arange(outputs)[:, None] * stride
-    + np.arange(size)[None, :] * rhs_dilate
-    - pad
-  )
-  inside = (place >= 0) & (place <= (inputs - 1) * lhs_dilate)
-  return int((inside & (place % lhs_dilate == 0)).sum())

@@ -102,7 +102,8 @@ def test_values_are_keys_iff_not_split(batch, catalogue, kv_split):
     lambda p: model.apply({"params": p}, batch, catalogue, method="encode")
   )(params)
   assert context.keys.shape == (1, 2, 12, 2, 4)
-  assert np.array_equal(context.keys, context.values) == (kv_split == 1)
+  keys, values = context.layer(0)
+  assert np.array_equal(keys, values) == (kv_split == 1)
   width = params["project"]["kernel"].shape[1]
   assert width == 1 * kv_split * 2 * 4  # S_kv · L_kv · G · Z
 

@@ -62,6 +62,21 @@ ENTRY %main (w: f32[6,8,128], x: bf16[16,32]) -> bf16[16,32] {
 """  # noqa: E501
 
 
+KERNEL = """HloModule jit_f
+
+ENTRY %main (x: f32[16,128]) -> f32[16,128] {
+  %x = f32[16,128]{1,0:T(8,128)} parameter(0)
+  ROOT %y = f32[16,128]{1,0:T(8,128)} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"123","transcendentals":"7","bytes_accessed":"0"}}}
+}
+"""  # noqa: E501
+
+
+def test_a_kernel_is_believed_its_flops_and_moves_its_arrays():
+  found = tally.tally(KERNEL)
+  assert found.flops == 123
+  assert found.bytes == 2 * 16 * 128 * 4
+
+
 def test_a_loop_counts_as_often_as_it_runs():
   found = tally.tally(LOOP)
   assert found.flops == 3 * 2 * 16 * 128 * 32
@@ -153,7 +168,7 @@ def product(line, *operands):
   lines = [f"%o{i} = {s} parameter({i})" for i, s in enumerate(operands)]
   computations, name = hlo.parse(entry(*lines, f"ROOT %p = {line}"))
   body = computations[name]
-  return tally.product_flops(body, body["p"])
+  return hlo.product_flops(body, body["p"])
 
 
 def test_a_batched_product_written_as_a_dilated_convolution():
@@ -192,7 +207,7 @@ def test_convolutions_agree_with_a_loop_over_places(options):
   expected = 2 * float(convolve(image, kernel).sum())
   computations, name = hlo.parse(re.sub(r"(?<=[ (])(\w+\.\d+)", r"%\1", text))
   (found,) = (
-    tally.product_flops(body, i)
+    hlo.product_flops(body, i)
     for body in computations.values()
     for i in body.values()
     if i.opcode == "convolution"
