@@ -1,4 +1,4 @@
-r"""Bounds of every size on three TPU slices, without a TPU; docs/tpu.md's table.
+r"""Bounds of every size on three TPU slices, without a TPU (docs/tpu.md).
 
   python -m benchmarks.tpu_table --output=results/raw/tpu.json
 

@@ -1,0 +1,65 @@
+r"""What changes a lazy decoder besides its size: studies on Amazon Beauty.
+
+  python -m launch.sweep --sweep=experiments/scaling/studies.py:codebook \
+    --workdir=runs/study_codebook --run_locally
+  python -m launch.evaluate --workdir=runs/study_codebook --output=codebook.json
+
+codebook   codes of a level, 64 to 512 (V1 Table 3; losses are not comparable
+           across codebooks, recall is)
+key_values how many layers of the context's keys there are, and whether values
+           are their own (V2 Table 3)
+groups     key/value heads that the query heads share (V2 Table 4)
+pass_at_k  recall among the K best of a beam of 1,024, K from 8 (V1 Table 4)
+
+`codebook:3` takes three seeds. A run takes two to three minutes on two cores.
+"""
+
+from experiments.beauty import lazy_decoder
+from onerec_jax import config as config_lib
+from onerec_jax.scaling import sweep
+
+_VARIANTS = {
+  "codebook": {
+    f"codes_{k}": {"tokenizer.num_codes": k} for k in (64, 128, 256, 512)
+  },
+  "key_values": {
+    f"layers_{layers}_split_{split}": {
+      "model.kv_layers": layers,
+      "model.kv_split": split,
+    }
+    for layers, split in ((1, 1), (1, 2), (2, 1), (4, 1))
+  },
+  "groups": {f"heads_{g}": {"model.num_kv_heads": g} for g in (4, 2, 1)},
+  "pass_at_k": {
+    "pass_at_k": {
+      "evaluation.cutoffs": (8, 64, 512, 1024),
+      "evaluation.select": "ndcg@8",
+      "evaluation.beam_width": 1024,
+      "evaluation.batch_size": 64,
+      # The best of few steps is picked by few users: the beam is wide.
+      "evaluation.validation_users": 500,
+    }
+  },
+}
+"""Study → name of a run → what it changes."""
+
+
+def get_sweep(arg: str = "codebook") -> dict[str, config_lib.Config]:
+  """All variants of a seed before the next seed."""
+  study, _, seeds = arg.partition(":")
+  if study not in _VARIANTS or not (seeds or "1").isdigit():
+    raise ValueError(
+      f"no study {arg!r}: want one of {', '.join(_VARIANTS)}, or with seeds, "
+      "as codebook:3"
+    )
+  base = lazy_decoder.get_config()
+  base.training.num_epochs = 6.0
+  if study in ("key_values", "groups"):
+    base.model.num_layers = 4
+  runs = {}
+  for seed in range(int(seeds or 1)):
+    for name, changes in _VARIANTS[study].items():
+      runs[f"{name}_seed{seed}"] = sweep.changed(
+        base, changes | {"training.seed": seed}
+      )
+  return runs

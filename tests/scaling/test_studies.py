@@ -1,0 +1,47 @@
+"""The studies: runs of one differ in what it is about, and in nothing else."""
+
+import dataclasses
+
+import pytest
+
+from experiments.scaling import studies
+from onerec_jax import config as config_lib
+
+FIELDS = {
+  "codebook": {"tokenizer.num_codes"},
+  "key_values": {"model.kv_layers", "model.kv_split"},
+  "groups": {"model.num_kv_heads"},
+  "pass_at_k": set(),
+}
+
+
+def flat(config):
+  values = {}
+
+  def walk(tree, path):
+    for name, value in tree.items():
+      if isinstance(value, dict):
+        walk(value, f"{path}{name}.")
+      else:
+        values[path + name] = value
+
+  walk(config_lib.to_dict(dataclasses.replace(config, name="")), "")
+  return values
+
+
+@pytest.mark.parametrize("study", FIELDS)
+def test_runs_of_a_study_differ_in_its_subject(study):
+  runs = [flat(run) for run in studies.get_sweep(study).values()]
+  differing = {k for k in runs[0] if len({str(run[k]) for run in runs}) > 1}
+  assert differing == FIELDS[study]
+
+
+def test_seeds_are_runs_of_their_own():
+  runs = studies.get_sweep("groups:2")
+  assert [run.training.seed for run in runs.values()] == [0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("arg", ["codebok", "codebook:many"])
+def test_an_unknown_study_is_refused(arg):
+  with pytest.raises(ValueError, match=r"no study .*: want one of codebook, "):
+    studies.get_sweep(arg)
