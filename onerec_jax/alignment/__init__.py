@@ -1,0 +1,1 @@
+"""Alignment of a generator with what users prefer."""

@@ -1,0 +1,106 @@
+"""Group-relative policy losses: GRPO, and OneRec-V1's early-clipped ECPO.
+
+A group is R answers to one request, with rewards r_i (arXiv 2506.13695 §2.5):
+
+  A_i = (r_i − mean r) / std r
+  ρ_i = π(o_i) / π'_old(o_i)
+  loss = −mean_i min(ρ_i A_i, clip(ρ_i, 1 − ε, 1 + ε) A_i)
+
+GRPO has π'_old = π_old: under a negative advantage ρ, and with it the gradient,
+grows without bound where the sampler was less sure than the policy is. ECPO
+raises the denominator, π'_old = max(sg(π) / (1 + ε + δ), π_old), so that
+ρ ≤ 1 + ε + δ always. Where A > 0 the clip was there before it: both are alike.
+A negative whose ratio is below 1 − ε gets no gradient in either.
+
+All log-probabilities are in nats and of any shape that the advantages
+broadcast to: of whole answers, or of tokens with their answer's advantage.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+def advantages(
+  rewards: Float[Array, "*batch R"], floor: float = 1e-6
+) -> Float[Array, "*batch R"]:
+  """Rewards standardised in their group; zeros where all are alike.
+
+  Args:
+    rewards: of a group's answers.
+    floor: a standard deviation below it counts as none: dividing by it would
+      make advantages of rounding errors.
+  """
+  rewards = rewards.astype(jnp.float32)
+  centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
+  deviation = jnp.std(rewards, axis=-1, keepdims=True)
+  return jnp.where(
+    deviation > floor, centred / jnp.maximum(deviation, floor), 0.0
+  )
+
+
+def grpo(
+  log_probability: Float[Array, "*shape"],
+  old: Float[Array, "*shape"],
+  advantage: Float[Array, "*#shape"],
+  epsilon: float = 0.2,
+) -> Float[Array, "*shape"]:
+  """GRPO's loss of each answer or token.
+
+  Args:
+    log_probability: under the policy.
+    old: under the sampler, when it was sampled.
+    advantage: A.
+    epsilon: ε.
+  """
+  old = jax.lax.stop_gradient(old)
+  return _clipped(jnp.exp(log_probability - old), advantage, epsilon)
+
+
+def ecpo(
+  log_probability: Float[Array, "*shape"],
+  old: Float[Array, "*shape"],
+  advantage: Float[Array, "*#shape"],
+  epsilon: float = 0.2,
+  delta: float = 0.1,
+) -> Float[Array, "*shape"]:
+  """ECPO's loss of each answer or token; ε is INFERRED, δ the paper's.
+
+  Arguments as of `grpo`; `delta` is δ.
+  """
+  return grpo(
+    log_probability,
+    early_clipped(log_probability, old, epsilon, delta),
+    advantage,
+    epsilon,
+  )
+
+
+def early_clipped(
+  log_probability: Float[Array, "*shape"],
+  old: Float[Array, "*shape"],
+  epsilon: float,
+  delta: float,
+) -> Float[Array, "*shape"]:
+  """Log π'_old; no gradient passes."""
+  least = log_probability - math.log(1 + epsilon + delta)
+  return jax.lax.stop_gradient(jnp.maximum(least, old))
+
+
+def clipped(
+  log_probability: Float[Array, "*shape"],
+  old: Float[Array, "*shape"],
+  advantage: Float[Array, "*#shape"],
+  epsilon: float = 0.2,
+) -> Bool[Array, "*shape"]:
+  """Where GRPO's clip stops the gradient: its share is the clip rate."""
+  ratio = jnp.exp(log_probability - old)
+  above = (ratio > 1 + epsilon) & (advantage > 0)
+  return above | ((ratio < 1 - epsilon) & (advantage < 0))
+
+
+def _clipped(ratio, advantage, epsilon):
+  kept = jnp.clip(ratio, 1 - epsilon, 1 + epsilon)
+  return -jnp.minimum(ratio * advantage, kept * advantage)
