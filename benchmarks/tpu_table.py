@@ -26,6 +26,8 @@ _SIZES = flags.DEFINE_list(
 )
 _TOPOLOGIES = {"v5p:4x4x4": 64, "v6e:16x16": 256, "v5e:16x16": 256}
 """Slice → chips."""
+_POLICY = {"v5p:4x4x4": "dots", "v6e:16x16": "full", "v5e:16x16": "full"}
+_BOTH = ("0.5B", "1B", "8B")
 _WHOLE_STATE = 0.6
 """Billions of parameters that a chip holds the whole state of."""
 
@@ -47,20 +49,24 @@ class Way:
   remat: str
 
 
-def ways(size: str, chips: int) -> list[Way]:
+def ways(size: str, topology: str) -> list[Way]:
   """What is worth trying: few key/value heads, and how much is recomputed.
 
-  V2's Table 4 finds the loss unchanged by fewer key/value heads.
+  V2's Table 4 finds the loss unchanged by fewer key/value heads. Where the
+  sizes of `_BOTH` are best recomputed wholly, the others are too: it is the
+  chip's FLOPs a byte that decide.
   """
   heads = sizes.SIZES[size].num_heads
   few = max(n for n in (1, 2, 4) if heads % n == 0)
-  nominal = float(size.removesuffix("B"))
   fsdp = 1
-  if nominal > _WHOLE_STATE:
-    fsdp = 32 if chips == 64 else 64
-  found = [Way(fsdp, 256, few, remat) for remat in ("full", "dots")]
+  if float(size.removesuffix("B")) > _WHOLE_STATE:
+    fsdp = 32 if topology.startswith("v5p") else 64
+  policies = [_POLICY[topology]]
+  if size in _BOTH:
+    policies = ["full", "dots"]
+  found = [Way(fsdp, 256, few, remat) for remat in policies]
   if size in ("1B", "8B"):
-    found.append(Way(fsdp, 128, heads, "full"))
+    found.append(Way(fsdp, 128, heads, policies[0]))
   return found
 
 
@@ -109,8 +115,8 @@ def main(argv: list[str]) -> None:
   rows = json.loads(path.read_text()) if path.exists() else []
   done = [(r["size"], r["topology"], r["way"]) for r in rows]
   for size in _SIZES.value:
-    for topology, chips in _TOPOLOGIES.items():
-      for way in ways(size, chips):
+    for topology in _TOPOLOGIES:
+      for way in ways(size, topology):
         asked = size, topology, dataclasses.asdict(way)
         if asked in done:
           continue
