@@ -1,0 +1,116 @@
+"""Rewards of generated items, and advantages straight from feedback.
+
+A reward is one function, yours or one of these:
+
+  reward(histories, candidates) -> rewards
+
+of a Batch with T = 1 (whom the candidates are for) and dense item ids [B, R];
+it gives [B, R] float32. Item 0 is no item: what it earns is not looked at
+where illegal IDs have rewards of their own (`format_advantages`).
+"""
+
+from collections.abc import Callable, Mapping
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from onerec_jax.data.batch import Batch
+
+Reward = Callable[[Batch, Array], Array]
+
+
+def weighted(rewards: Mapping[str, tuple[float, Reward]]) -> Reward:
+  """The weighted sum of rewards: name → (weight, reward)."""
+
+  def reward(
+    histories: Batch, candidates: Int[Array, "B R"]
+  ) -> Float[Array, "B R"]:
+    total = jnp.zeros(candidates.shape, jnp.float32)
+    for weight, of in rewards.values():
+      total += weight * of(histories, candidates)
+    return total
+
+  return reward
+
+
+def industrial(
+  reward: Reward, suppressed: Bool[Array, "items"], share: float, factor: float
+) -> Reward:
+  """V1's industrial reward (arXiv 2506.13695 §2.5): too much of one kind.
+
+  Where the share of suppressed items among a request's candidates is above
+  `share` (f), they earn `factor` (α < 1) of their reward. INFERRED: the share
+  is that of the group; rewards are not negative, or α would raise them.
+
+  Args:
+    reward: what items earn otherwise.
+    suppressed: [I + 1] by dense item id.
+    share: f.
+    factor: α.
+  """
+
+  def changed(
+    histories: Batch, candidates: Int[Array, "B R"]
+  ) -> Float[Array, "B R"]:
+    earned = reward(histories, candidates)
+    hit = suppressed[candidates]
+    crowded = jnp.mean(hit, axis=1, keepdims=True) > share
+    return jnp.where(hit & crowded, factor * earned, earned)
+
+  return changed
+
+
+def format_advantages(
+  items: Int[Array, "B R"], key: jax.Array, count: int
+) -> Float[Array, "B R"]:
+  """V1's format reward (§2.5): 1 for a legal one of `count` drawn at random.
+
+  All others, illegal or not drawn, have advantage 0: they are dropped. Drawn at
+  random, not the most probable: those are legal anyway, and the rest would be
+  left to itself.
+
+  Args:
+    items: of a group's samples; 0 is no item.
+    key: of the draw.
+    count: K of R, the paper's 5 of 128.
+  """
+  order = jax.random.uniform(key, items.shape)
+  least = jnp.sort(order, axis=1)[:, count - 1 : count]
+  return ((order <= least) & (items > 0)).astype(jnp.float32)
+
+
+def most_probable(
+  items: Int[Array, "B R"], log_probability: Float[Array, "B R"], count: int
+) -> Float[Array, "B R"]:
+  """The format reward's rejected choice: the `count` most probable samples."""
+  least = -jnp.sort(-log_probability, axis=1)[:, count - 1 : count]
+  chosen = log_probability >= least
+  return (chosen & (items > 0)).astype(jnp.float32)
+
+
+def duration_advantages(
+  quantile: Float[Array, "N"],
+  disliked: Bool[Array, "N"],
+  key: jax.Array,
+  share: float = 0.25,
+) -> Float[Array, "N"]:
+  """V2's duration-aware advantages (arXiv 2508.20900 §3.6) of a batch.
+
+  +1 for the `share` of largest quantiles, −1 for what was explicitly disliked,
+  however long it was played, 0 else; not normalised. Equal quantiles are drawn
+  among, so that the share is met: many are exactly 1.
+
+  Args:
+    quantile: of each event (data/duration.py); NaN: none, never +1.
+    disliked: explicit negative feedback.
+    key: of the draw among equals.
+    share: of the events with a quantile; the rest of a place is rounded down.
+  """
+  known = ~jnp.isnan(quantile)
+  best_first = jnp.lexsort(
+    (jax.random.uniform(key, quantile.shape), -jnp.where(known, quantile, -1.0))
+  )
+  place = jnp.argsort(best_first)
+  top = known & (place < jnp.floor(share * jnp.sum(known)))
+  return jnp.where(disliked, -1.0, top.astype(jnp.float32))
