@@ -1,0 +1,67 @@
+"""Log-probabilities of answers, against the search and against sampling."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onerec_jax.alignment import policy
+from onerec_jax.inference import beam_search, prefix_index, sampling
+from tests import tiny
+
+MAKERS = [tiny.lazy_decoder, tiny.encoder_decoder, tiny.decoder_only]
+
+
+def world(make, constrained):
+  model = make(constrained_softmax=constrained)
+  batch, catalogue = tiny.separate(tiny.batch())[0], tiny.catalogue()
+  index = prefix_index.build(np.asarray(catalogue.codes), model.codebook_sizes)
+  return model, tiny.params(model), batch, catalogue, index
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize("make", MAKERS)
+def test_of_items_they_are_the_searchs_scores(make, constrained):
+  model, params, batch, catalogue, index = world(make, constrained)
+
+  def both(params):
+    items, _, scores = beam_search.beam_search(
+      model, params, batch, catalogue, index, 8
+    )
+    rows = policy.with_codes(batch, catalogue, catalogue.codes[items])
+    return scores, policy.log_probabilities(model, params, *rows, index)
+
+  scores, found = jax.jit(both)(params)
+  np.testing.assert_allclose(np.sum(found, axis=-1), scores, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_of_illegal_ids_they_are_the_samplers(make):
+  model, params, batch, catalogue, index = world(make, constrained=False)
+
+  def both(params):
+    samples = sampling.sample(
+      model, params, batch, catalogue, index, jax.random.key(1), 32,
+      constrained=False,
+    )  # fmt: skip
+    rows = policy.with_codes(batch, catalogue, samples.codes)
+    return samples, policy.log_probabilities(model, params, *rows, index)
+
+  samples, found = jax.jit(both)(params)
+  assert (samples.items == 0).any()
+  np.testing.assert_allclose(found, samples.log_probability, atol=1e-4)
+
+
+def test_items_of_the_context_keep_their_rows():
+  """What is appended is not what the context looks up."""
+  model, params, batch, catalogue, index = world(tiny.lazy_decoder, True)
+  codes = jnp.broadcast_to(catalogue.codes[batch.targets], (7, 1, 3))
+  rows, larger = policy.with_codes(batch, catalogue, codes)
+  np.testing.assert_array_equal(
+    larger.codes[: len(catalogue.codes)], catalogue.codes
+  )
+  np.testing.assert_allclose(
+    policy.log_probabilities(model, params, rows, larger, index),
+    policy.log_probabilities(model, params, batch, catalogue, index),
+    atol=1e-6,
+  )
