@@ -23,7 +23,7 @@ from rich.table import Table
 
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs
-from onerec_jax.data import pipeline
+from onerec_jax.data import rows as rows_lib
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.inference import beam_search, prefix_index
 from onerec_jax.models import registry
@@ -87,7 +87,7 @@ def make_world() -> tuple[nn.Module, Any, Any, Catalogue, np.ndarray]:
     1, _ITEMS.value + 1, (_BATCH.value, _HISTORY.value)
   ).astype(np.int32)
   nothing = [{}] * _BATCH.value
-  batch = pipeline.request_batch(
+  batch = rows_lib.request_batch(
     list(histories), nothing, nothing, [],
     config_lib.PipelineConfig(max_history=_HISTORY.value), _BATCH.value,
   )  # fmt: skip

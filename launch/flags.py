@@ -74,15 +74,20 @@ def workdir(config: config_lib.Config | None = None) -> pathlib.Path:
 
 
 def start(distributed: bool = False) -> None:
-  """Compilation cache of this user's own; the cluster, if asked for."""
+  """Compilation cache; joins the cluster, if asked for.
+
+  The cache is this user's own, or where $JAX_COMPILATION_CACHE_DIR says.
+  """
   # Orbax tells every file it writes; --verbosity=0 shows that again.
   if not flags.FLAGS["verbosity"].present:
     logging.set_verbosity(logging.WARNING)
-  # The cache is trusted code: never a directory others can write to.
-  cache = pathlib.Path(
-    os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-  )
-  jax.config.update("jax_compilation_cache_dir", str(cache / "onerec_jax/jax"))
+  if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+    # The cache is trusted code: never a directory others can write to.
+    cache = pathlib.Path(
+      os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    )
+    place = str(cache / "onerec_jax/jax")
+    jax.config.update("jax_compilation_cache_dir", place)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   if distributed:
     jax.distributed.initialize()

@@ -13,6 +13,11 @@ libtpu=.venv/libtpu
 [[ -d $libtpu ]] || .venv/bin/python -m pip install --quiet --no-deps \
   --disable-pip-version-check --target "$libtpu" "libtpu==0.0.42.*" ||
   echo "no libtpu: the tests that compile for TPUs are skipped" >&2
+# Spark, for the test that it prepares the same data as DuckDB.
+if command -v java > /dev/null; then
+  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
+    "pyspark>=4,<5" || echo "no pyspark: its tests are skipped" >&2
+fi
 export PYTHONPATH="$PWD/$libtpu${PYTHONPATH:+:$PYTHONPATH}"
 # One process per core; each gets its own eight-device CPU mesh (conftest.py).
 exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"

@@ -1,8 +1,11 @@
 """Saving and restoring: training checkpoints, and parameters alone.
 
-A training checkpoint holds the state, the data iterator and, as metadata, the
-config and the loop's bookkeeping. Orbax writes each under a temporary name
-and renames it when complete, so a killed process leaves the last whole one.
+A training checkpoint holds the state and, as metadata, the data iterator's
+place and the loop's bookkeeping. Orbax writes each under a temporary name and
+renames it when complete, so a killed process leaves the last whole one.
+
+The iterator's place is one value for all processes, not a file of each: any
+number of them may go on from there.
 """
 
 import pathlib
@@ -15,7 +18,8 @@ from orbax.checkpoint import v1 as ocp
 
 from onerec_jax import files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1 kept the iterator's place in a file of each process."""
 
 
 class TrainingCheckpoints:
@@ -55,16 +59,21 @@ class TrainingCheckpoints:
     Args:
       step: updates made so far.
       state: a pytree of arrays.
-      iterator: a grain iterator, at the batch that comes next.
+      iterator: a grain iterator at the batch that comes next; its state is
+        made of JSON values, the same in every process.
       metadata: JSON values.
     """
     self._checkpointer.wait()
     self._checkpointer.save_checkpointables_async(
       step,
-      {"state": state, "data": iterator},
+      {"state": state},
       force=True,
       overwrite=True,
-      custom_metadata={"format_version": FORMAT_VERSION, **metadata},
+      custom_metadata={
+        "format_version": FORMAT_VERSION,
+        "iterator": iterator.get_state(),
+        **metadata,
+      },
     )
 
   def wait(self) -> None:
@@ -92,7 +101,8 @@ class TrainingCheckpoints:
 
     Args:
       step: of a checkpoint.
-      abstract_state: shapes with shardings; may be those of another mesh.
+      abstract_state: shapes with shardings; may be those of another mesh and
+        of another number of processes.
       iterator: a fresh iterator of the same data; moved to its old place.
 
     Returns:
@@ -101,9 +111,12 @@ class TrainingCheckpoints:
     Raises:
       ValueError: the checkpoint does not fit the model.
     """
+    # Format 1 had no place here; its iterators counted the steps.
+    place = self.metadata(step).get("iterator", {"next_index": step})
     try:
+      iterator.set_state(place)
       return self._checkpointer.load_checkpointables(
-        step, {"state": abstract_state, "data": iterator}
+        step, {"state": abstract_state}
       )["state"]
     except Exception as error:
       raise ValueError(

@@ -78,6 +78,15 @@ class PrepareConfig:
   """Users with fewer events are left out (counted in the manifest)."""
   min_item_events: int = 1
   """Events of items with fewer events are left out, before users are."""
+  positive: str = ""
+  """SQL condition on event columns: which events are positive feedback; empty:
+  by the feedback there is (data/marks.py)."""
+  session: str = ""
+  """SQL condition on aggregates of a request's events: which requests are
+  sessions to learn from; empty: every request."""
+  request_gap_ms: int = 0
+  """Events without a request id that are at most so far apart are one request
+  of the user; 0: each is a request of its own."""
   split: str = "leave_one_out"
   """`leave_one_out` or `time`."""
   validation_from_ms: int = 0
@@ -87,6 +96,8 @@ class PrepareConfig:
   on_bad_row: str = "error"
   """`error` or `skip` (the count goes into the manifest)."""
   num_shards: int = 8
+  engine: str = "duckdb"
+  """What runs the SQL: `duckdb`, or `spark` for a cluster; same shards."""
   simulation: SimulationConfig = dataclasses.field(
     default_factory=SimulationConfig
   )
@@ -106,7 +117,13 @@ class PipelineConfig:
   """The most recent events a target sees."""
   targets: str = "next_item"
   """`next_item`: a target sees all before it; `request`: the targets of one
-  request see what came before the request."""
+  request see what came before the request; `session`: so too, in groups of
+  `session_items`, of the requests that `prepare.session` marks alone;
+  `history`: as `request`, and what they see are targets too (V2 §3.1)."""
+  session_items: int = 5
+  """Targets `session`: divides `row_targets`."""
+  order: str = "shuffled"
+  """Of rows: `shuffled` anew each epoch, or `time`, a stream over all users."""
 
 
 @dataclasses.dataclass
@@ -175,6 +192,11 @@ class OptimizerConfig:
   weight_decay: float = 0.1
   """On matrices; not on norms, biases and embedding tables."""
   clip_norm: float = 1.0
+  table_optimizer: str = "adamw"
+  """Of item-id tables: `adamw`, as the rest, or `rowwise_adagrad`: one number a
+  row and no momentum (training/optimizer.py)."""
+  table_learning_rate: float = 0.0
+  """Peak of item-id tables, on the same schedule; 0: as the rest."""
 
 
 @dataclasses.dataclass
@@ -270,8 +292,8 @@ def from_dict(values: dict[str, Any]) -> Config:
     ValueError: an unknown field or system, named.
   """
 
-  def build(cls: type, values: dict[str, Any], path: str) -> Any:
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+  def build(default: Any, values: dict[str, Any], path: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(default)}
     unknown = sorted(set(values) - set(fields))
     if unknown:
       raise ValueError(f"unknown config field(s) {unknown} in {path}")
@@ -284,15 +306,15 @@ def from_dict(values: dict[str, Any]) -> Config:
               f"unknown system {value.get('system')!r} in {path}.model; "
               f"known: {sorted(SYSTEMS)}"
             )
-          value = build(SYSTEMS[value["system"]], value, f"{path}.model")
+          value = build(SYSTEMS[value["system"]](), value, f"{path}.model")
         else:
-          value = build(fields[name].default_factory, value, f"{path}.{name}")
+          value = build(getattr(default, name), value, f"{path}.{name}")
       elif isinstance(value, list):
         value = tuple(value)
       built[name] = _typed(fields[name], value)
-    return cls(**built)
+    return dataclasses.replace(default, **built)
 
-  return build(Config, values, "config")
+  return build(Config(), values, "config")
 
 
 def fingerprint(config: Any) -> str:

@@ -96,13 +96,9 @@ class EncoderDecoderConfig(GeneratorConfig):
   """Whether `moe` holds for the encoder too (V1's 2.633B)."""
 
 
-@dataclasses.dataclass(unsafe_hash=True)
-class SessionMoEConfig(MoEConfig):
-  """OneRec's experts: 24, two of them a token, gates as they are."""
-
-  num_experts: int = 24
-  router: str = "softmax"
-  balance_rate: float = 0.0
+def _session_experts() -> MoEConfig:
+  """OneRec's: 24, two of them a token, gates as they are, no balancing."""
+  return MoEConfig(num_experts=24, router="softmax", balance_rate=0.0)
 
 
 @dataclasses.dataclass
@@ -114,7 +110,7 @@ class SessionDecoderConfig(EncoderDecoderConfig):
   """m, items of a session; 1: point-wise generation. Divides
   `pipeline.session_items`."""
   causal_encoder: bool = False
-  moe: MoEConfig = dataclasses.field(default_factory=SessionMoEConfig)
+  moe: MoEConfig = dataclasses.field(default_factory=_session_experts)
 
 
 @dataclasses.dataclass

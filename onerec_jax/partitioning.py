@@ -151,6 +151,13 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, spec(("batch",)))
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """The rows of a batch that this process's devices hold, ascending."""
+  held = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  rows = np.arange(batch_size)
+  return np.unique(np.concatenate([rows[index] for index in held.values()]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
   """The whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())

@@ -82,6 +82,7 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
     ValueError: what does not fit, and what to change.
   """
   _check_leak(config)
+  _check_sessions(config)
   _check_cutoffs(config, num_items)
   _check_batch(config, mesh)
 
@@ -90,18 +91,21 @@ def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
   """Refuses a batch that cannot be laid out, before jax says so its own way."""
   size = config.pipeline.batch_size
   rows = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
-  parts = {
-    f"the {rows} devices along data, fsdp and expert": rows,
-    f"training.microbatches={config.training.microbatches}": (
-      config.training.microbatches
-    ),
-  }
-  for what, number in parts.items():
-    if number < 1 or size % number:
-      raise ValueError(
-        f"pipeline.batch_size={size} is no multiple of {what}; change "
-        "--config.pipeline.batch_size"
-      )
+  if size % rows:
+    # On a resumed run the batch is given, and what hosts are left may not fit.
+    raise ValueError(
+      f"pipeline.batch_size={size} is no multiple of the {rows} devices along "
+      "data, fsdp and expert; start on a number of devices that divides it, "
+      "give some of them to --config.mesh.tensor, or in a new run change "
+      "--config.pipeline.batch_size"
+    )
+  pieces = config.training.microbatches
+  if pieces < 1 or size % pieces:
+    raise ValueError(
+      f"pipeline.batch_size={size} is no multiple of training.microbatches="
+      f"{pieces}; change --config.pipeline.batch_size or "
+      "--config.training.microbatches"
+    )
 
 
 def _check_cutoffs(config: config_lib.Config, num_items: int) -> None:
@@ -118,10 +122,28 @@ def _check_leak(config: config_lib.Config) -> None:
   if (
     isinstance(config.model, model_configs.EncoderDecoderConfig)
     and not config.model.causal_encoder
-    and config.pipeline.targets != "request"
+    and config.pipeline.targets not in ("request", "session")
   ):
     raise ValueError(
       "model.causal_encoder=False lets every context position see the whole "
       "row, and pipeline.targets=next_item has targets at all its times: set "
       "--config.pipeline.targets=request or --config.model.causal_encoder=True"
+    )
+
+
+def _check_sessions(config: config_lib.Config) -> None:
+  """Refuses sessions that rows, or the requests of the data, do not hold."""
+  wanted = getattr(config.model, "session_items", 1)
+  given = config.pipeline.session_items
+  if config.pipeline.targets != "session":
+    if wanted > 1:
+      raise ValueError(
+        f"model.session_items={wanted} needs targets in sessions: set "
+        "--config.pipeline.targets=session"
+      )
+  elif given < 1 or given % wanted or config.pipeline.row_targets % given:
+    raise ValueError(
+      f"pipeline.session_items={given} must be a multiple of "
+      f"model.session_items={wanted} and divide pipeline.row_targets="
+      f"{config.pipeline.row_targets}"
     )

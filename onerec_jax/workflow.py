@@ -5,6 +5,7 @@ you, from Python.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -18,7 +19,7 @@ from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning, runs, semantic_ids
 from onerec_jax.data import pipeline, prepare, shards
 from onerec_jax.data.batch import Batch
-from onerec_jax.evaluation import protocol, tables
+from onerec_jax.evaluation import held_out, protocol, sessions, tables
 from onerec_jax.evaluation import report as report_page
 from onerec_jax.evaluation.result import Evaluation, location
 from onerec_jax.inference import assemble, retrieval
@@ -52,10 +53,15 @@ def assembled(
 
 
 def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
-  """Gives params → validation metrics on a fixed sample of users."""
+  """Gives params → validation metrics on a fixed sample of users.
+
+  Of requests instead where `pipeline.targets` is `session`.
+  """
   config = system.config
   retrieve = _retriever(system, mesh)
   mean_loss = _held_out_loss(system, mesh)
+  if config.pipeline.targets == "session":
+    return sessions.validator(config, system.prepared, retrieve, mean_loss)
   users = pipeline.sample_users(
     system.prepared, config.evaluation.validation_users
   )
@@ -138,8 +144,7 @@ def train(
     system.prepared,
     config.pipeline,
     config.training.seed,
-    jax.process_index(),
-    jax.process_count(),
+    partitioning.local_rows(mesh, config.pipeline.batch_size),
   )
   progress = loop.train(
     config, run, system.model, dataset, steps_per_epoch, system.catalogue,
@@ -162,11 +167,14 @@ def _retriever(system: assemble.System, mesh: Mesh) -> Any:
   catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
   rows = partitioning.batch_sharding(mesh)
 
-  def retrieve(params: Any, batch: Any) -> tuple[np.ndarray, np.ndarray]:
+  def retrieve(
+    params: Any, batch: Any, allowed: np.ndarray | None = None
+  ) -> tuple[np.ndarray, np.ndarray]:
     # Every process asks all queries, so each holds the whole batch and wants
     # the whole answer; with one process this is a plain copy.
+    batch, allowed = jax.device_put((batch, allowed), rows)
     with jax.set_mesh(mesh):
-      found = find(params, jax.device_put(batch, rows), catalogue)
+      found = find(params, batch, catalogue, allowed)
     return multihost_utils.process_allgather(found, tiled=True)
 
   return retrieve
@@ -233,6 +241,38 @@ def evaluate(
     system.config, system.prepared, system.semantic_ids,
     lambda batch: retrieve(params, batch), split, None, progress=True,
   )  # fmt: skip
+  found.save(workdir)
+  return found
+
+
+def evaluate_sessions(
+  workdir: files.PathLike, name: str, split: str = "test"
+) -> Evaluation:
+  """Measures the sessions of a run's best parameters on held-out requests.
+
+  Args:
+    workdir: the work directory.
+    name: of the run; its `pipeline.session_items` is m.
+    split: `validation` or `test`.
+  """
+  finished = assemble.run_directory(workdir, name) / "finished.json"
+  kept = location(workdir, name, f"{split}_sessions")
+  if _is_newer(kept, finished) and _same_data(workdir, name):
+    return Evaluation.load(workdir, name, f"{split}_sessions")
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  system, params = assemble.load(workdir, name, mesh)
+  requests = held_out.requests(
+    system.prepared, _SPLITS[split], system.config.pipeline.session_items
+  )
+  found = sessions.evaluate(
+    functools.partial(_retriever(system, mesh), params), system.prepared,
+    requests, system.config, split=split,
+  )  # fmt: skip
+  prepared = system.config.prepare
+  if prepared.dataset == "simulator":
+    found = sessions.with_true_values(
+      found, system.prepared, requests, prepared.simulation
+    )
   found.save(workdir)
   return found
 

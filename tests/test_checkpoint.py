@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 
 from onerec_jax import checkpoint, files, model_configs, partitioning
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline
+from onerec_jax.data import rows as rows_lib
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.models import registry
 from onerec_jax.training import optimizer, state
@@ -28,7 +28,7 @@ def make_mesh(data, fsdp=1, tensor=1):
 
 def create(mesh, seed=0):
   """(state, its shapes with shardings) of a small model."""
-  batch = pipeline.request_batch(
+  batch = rows_lib.request_batch(
     [], [], [], ["rating"], config_lib.PipelineConfig(max_history=4), 8
   )
   settings = config_lib.OptimizerConfig()
@@ -94,6 +94,32 @@ def test_only_the_latest_stay(tmp_path):
       checkpoints.save(step, {"w": values["w"] * step}, iter(numbers()), {})
   assert checkpoint.steps(tmp_path / "runs") == [5, 9]
   assert checkpoint.steps(tmp_path / "nowhere") == []
+
+
+def test_the_place_of_the_iterator_stands_once_for_all_processes(saved):
+  folder, _, _ = saved
+  with checkpoint.TrainingCheckpoints(folder, 2) as checkpoints:
+    assert checkpoints.metadata(3)["iterator"] == {"next_index": 7}
+  assert not list(folder.rglob("process_*.json"))
+
+
+def test_format_1_is_read(tmp_path):
+  """It kept the iterator's place in a file, at the step of the state."""
+  iterator = iter(numbers())
+  for _ in range(4):
+    next(iterator)
+  values = {"w": np.arange(4.0, dtype=np.float32)}
+  with checkpoint.ocp.training.Checkpointer(tmp_path) as old:
+    old.save_checkpointables(
+      4,
+      {"state": values, "data": iterator},
+      custom_metadata={"format_version": 1},
+    )
+  fresh = iter(numbers())
+  with checkpoint.TrainingCheckpoints(tmp_path, 2) as checkpoints:
+    found = checkpoints.restore(4, best(make_mesh(1)), fresh)
+  np.testing.assert_array_equal(found["w"], values["w"])
+  assert next(fresh) == next(iterator)
 
 
 def test_a_newer_format_is_refused(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ EXPERIMENTS = sorted(
 SYSTEMS = [
   model_configs.LazyDecoderConfig,
   model_configs.EncoderDecoderConfig,
+  model_configs.SessionDecoderConfig,
   model_configs.DecoderOnlyConfig,
   model_configs.SASRecConfig,
 ]

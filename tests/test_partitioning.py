@@ -30,6 +30,7 @@ MODELS = {
   "encoder_decoder": lambda: tiny.encoder_decoder(
     encoder_layers=2, decoder_layers=1
   ),
+  "session_decoder": lambda: tiny.session_decoder(decoder_layers=1),
   "decoder_only": lambda: tiny.decoder_only(num_layers=2),
   "experts": lambda: tiny.lazy_decoder(moe=tiny.experts()),
   "sasrec": tiny.sasrec,
@@ -142,7 +143,8 @@ def test_shards():
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_shardings(mesh, name):
   """Every parameter's place on a mesh of 2 × 2 × 1 × 2."""
-  shapes = state.abstract_params(MODELS[name](), tiny.batch(), tiny.catalogue())
+  model = MODELS[name]()
+  shapes = state.abstract_params(model, tiny.batch_of(model), tiny.catalogue())
   shardings = partitioning.tree_shardings(shapes, mesh)
   found = {
     "/".join(key.key for key in path): json.loads(json.dumps([*sharding.spec]))
@@ -163,7 +165,8 @@ def test_golden_shardings(mesh, name):
 def test_large_parameters_are_never_replicated(mesh):
   """All matrices but lookup tables of codes and features lie in pieces."""
   for name, make in MODELS.items():
-    shapes = state.abstract_params(make(), tiny.batch(), tiny.catalogue())
+    batch = tiny.batch_of(make())
+    shapes = state.abstract_params(make(), batch, tiny.catalogue())
     shardings = partitioning.tree_shardings(shapes, mesh)
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
       key = jax.tree_util.keystr(path)
@@ -192,8 +195,10 @@ def test_constrain_lowers_to_a_constraint_under_a_mesh_alone(mesh):
   assert found.sharding.is_equivalent_to(rows, 2)
 
 
-def four_rows():
-  return jax.tree.map(lambda x: jnp.concatenate([x, x[::-1]]), tiny.batch())
+def four_rows(model):
+  return jax.tree.map(
+    lambda x: jnp.concatenate([x, x[::-1]]), tiny.batch_of(model)
+  )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,7 +206,7 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
   """With dropout: masks do not depend on the mesh."""
   changes = {"dropout": 0.2}
   model = MODELS[name]().clone(**changes)
-  batch, catalogue = four_rows(), tiny.catalogue()
+  batch, catalogue = four_rows(model), tiny.catalogue()
   params = tiny.params(model)
 
   def forward(params, batch, catalogue):
@@ -224,7 +229,7 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
   # the states.
   constraints = {
     "lazy_decoder": 4, "lazy_decoder_scan": 3, "experts": 4,
-    "encoder_decoder": 3, "decoder_only": 3, "sasrec": 1,
+    "encoder_decoder": 3, "session_decoder": 2, "decoder_only": 3, "sasrec": 1,
   }  # fmt: skip
   assert text.count("sharding_constraint") == constraints[name]
   jax.tree.map(

@@ -68,6 +68,12 @@ def encoder_decoder(**changes) -> registry.Model:
   return _model(model_configs.EncoderDecoderConfig, {**values, **changes})
 
 
+def session_decoder(**changes) -> registry.Model:
+  values = {**_GENERATOR, "encoder_layers": 1, "decoder_layers": 2}
+  values |= {"session_items": 2, "moe": experts(router="softmax")}
+  return _model(model_configs.SessionDecoderConfig, {**values, **changes})
+
+
 def decoder_only(**changes) -> registry.Model:
   values = {**_GENERATOR, "num_layers": 2}
   return _model(model_configs.DecoderOnlyConfig, {**values, **changes})
@@ -124,6 +130,27 @@ def batch() -> Batch:
   )
 
 
+def session_batch(m: int) -> Batch:
+  """`batch`, each of its targets the first of a session of m items."""
+  first = batch()
+  real = np.repeat(np.asarray(first.targets) > 0, m, axis=1)
+  used = {*np.asarray(first.items).ravel(), *np.asarray(first.targets).ravel()}
+  free = [item for item in range(1, NUM_ITEMS + 1) if item not in used]
+  later = np.random.default_rng(3).choice(free, real.shape)
+  starts = np.arange(real.shape[1]) % m == 0
+  targets = np.where(starts, np.repeat(first.targets, m, axis=1), later)
+  return first.replace(
+    targets=jnp.asarray(np.where(real, targets, 0), jnp.int32),
+    visible_from=jnp.repeat(first.visible_from, m, axis=1),
+    visible_until=jnp.repeat(first.visible_until, m, axis=1),
+  )
+
+
+def batch_of(model: registry.Model) -> Batch:
+  """The batch whose targets are what a model generates."""
+  return session_batch(getattr(model, "session_items", 1))
+
+
 def catalogue() -> Catalogue:
   """Random codes and categories."""
   rng = np.random.default_rng(1)
@@ -141,8 +168,9 @@ def catalogue() -> Catalogue:
 @functools.cache
 def params(model: registry.Model):
   """Random parameters, without compiling `init`: no zeros, no ones."""
+  example = batch_of(model)
   shapes = jax.eval_shape(
-    lambda key: nn.unbox(model.init(key, batch(), catalogue())["params"]),
+    lambda key: nn.unbox(model.init(key, example, catalogue())["params"]),
     jax.random.key(0),
   )
   rng = np.random.default_rng(2)

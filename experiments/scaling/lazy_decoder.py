@@ -4,8 +4,12 @@ python -m launch.compile_tpu --topology=v5p:4x4x4 \
   --config=experiments/scaling/lazy_decoder.py:8B
 
 bounds the training step's MFU on 64 v5p chips at 99% (docs/tpu.md has the
-table), in two minutes on two cores. `MoE-4B` is the size with experts.
+table), in two minutes on two cores. `MoE-4B` is the size with experts;
+`1B:id100M` reads events by item id too, hashed into a table of 100M rows
+(docs/id_tables.md).
 """
+
+import re
 
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs
@@ -13,7 +17,25 @@ from onerec_jax.scaling import sizes
 
 
 def get_config(arg: str = "0.05B") -> config_lib.Config:
-  return of_model(f"lazy_decoder_{arg}", sizes.lazy_decoder(arg))
+  size, _, table = arg.partition(":")
+  name = f"lazy_decoder_{arg}".replace(":", "_")
+  c = of_model(name, sizes.lazy_decoder(size))
+  if table:
+    _add_id_table(c, table)
+  return c
+
+
+def _add_id_table(c: config_lib.Config, table: str) -> None:
+  """Item ids hashed into so many million rows, over all chips."""
+  rows = re.fullmatch(r"id(\d+)M", table)
+  if rows is None:
+    raise ValueError(f"{table!r}: want a table of rows, as id100M")
+  c.model.item_embedding = True
+  c.model.item_embed_dim = 64
+  c.model.item_table_rows = int(rows[1]) * 1_000_000
+  c.optimizer.table_optimizer = "rowwise_adagrad"
+  c.optimizer.table_learning_rate = 0.05
+  c.mesh.data, c.mesh.fsdp = 1, -1
 
 
 def of_model(

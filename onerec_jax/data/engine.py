@@ -1,8 +1,6 @@
-"""DuckDB, which runs queries.py on one machine, out of core.
+"""What runs queries.py: DuckDB on one machine, or Spark (spark_engine.py)."""
 
-Whatever does not fit into the memory limit is spilled into `directory`.
-"""
-
+import abc
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -14,8 +12,92 @@ from onerec_jax.data import queries
 _ROWS = 1 << 16
 
 
-class Engine:
-  """A database on disk that lives as long as its directory."""
+class Engine(abc.ABC):
+  """A database that lives as long as its directory; a context manager."""
+
+  errors: tuple[type[Exception], ...]
+  """What it raises at a SELECT that it cannot run."""
+
+  def __enter__(self) -> "Engine":
+    return self
+
+  @abc.abstractmethod
+  def __exit__(self, *error: object) -> None: ...
+
+  @abc.abstractmethod
+  def events(self, path: pathlib.Path, missing: Sequence[str]) -> None:
+    """Gives a Parquet file the name `events`; missing columns are null."""
+
+  @abc.abstractmethod
+  def create(self, name: str, select: str) -> None:
+    """Keeps the result of a SELECT as a table."""
+
+  @abc.abstractmethod
+  def register(self, name: str, table: pa.Table) -> None:
+    """Copies a small table in."""
+
+  @abc.abstractmethod
+  def rows(self, select: str) -> pa.Table:
+    """A result that fits into memory."""
+
+  @abc.abstractmethod
+  def stream(self, select: str) -> Iterator[pa.RecordBatch]:
+    """A result of any size, in order."""
+
+  def check(self, option: str, condition: str) -> None:
+    """Refuses a condition that is not SQL over the event columns.
+
+    Args:
+      option: prepare's field that holds it: where, positive or session.
+      condition: SQL; of `session` on aggregates, else on single events.
+
+    Raises:
+      ValueError: with the database's own message.
+    """
+    if not condition.strip():
+      return
+    select, kind, example = queries.check(condition, option == "session")
+    try:
+      self.rows(select)
+    except self.errors as error:
+      raise ValueError(
+        f"prepare.{option} = {condition!r} is not a condition on {kind} "
+        f"({error}); write standard SQL, quote names that are words of it: "
+        f"{example}"
+      ) from error
+
+
+def open_engine(
+  name: str, directory: pathlib.Path, memory_limit: str
+) -> Engine:
+  """The engine of this name.
+
+  Args:
+    name: `duckdb` or `spark`.
+    directory: for its files.
+    memory_limit: of DuckDB; Spark has settings of its own.
+
+  Raises:
+    ValueError: there is none of this name, or it is not installed.
+  """
+  if name == "duckdb":
+    return DuckDB(directory, memory_limit)
+  if name != "spark":
+    raise ValueError(f"prepare.engine={name!r}: want duckdb or spark")
+  try:
+    from onerec_jax.data import spark_engine  # optional extra
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"prepare.engine=spark needs the extra `spark` ({error}): run pip "
+      "install -e '.[spark]', or leave the option out"
+    ) from error
+  return spark_engine.Spark(directory)
+
+
+class DuckDB(Engine):
+  """Out of core: what does not fit the limit is spilled into the directory."""
+
+  errors = (duckdb.Error,)
 
   def __init__(self, directory: pathlib.Path, memory_limit: str):
     self._connection = duckdb.connect(
@@ -25,9 +107,6 @@ class Engine:
         "temp_directory": str(directory / "spill"),
       },
     )
-
-  def __enter__(self) -> "Engine":
-    return self
 
   def __exit__(self, *error: object) -> None:
     self._connection.close()
@@ -41,25 +120,6 @@ class Engine:
     self._connection.execute(
       f"CREATE VIEW events AS SELECT *{nulls} FROM read_parquet('{place}')"
     )
-
-  def check_where(self, where: str) -> None:
-    """Refuses a condition that is not SQL over the event columns.
-
-    Raises:
-      ValueError: with the database's own message.
-    """
-    if not where.strip():
-      return
-    try:
-      self._connection.execute(
-        f"SELECT count(CASE WHEN (\n{where}\n) THEN 1 END) FROM events"
-      ).fetchall()
-    except duckdb.Error as error:
-      raise ValueError(
-        f"prepare.where = {where!r} is not a condition on event columns "
-        f"({error}); write standard SQL, quote names that are words of it: "
-        '"like" = true AND timestamp_ms > 1000'
-      ) from error
 
   def create(self, name: str, select: str) -> None:
     """Keeps the result of a SELECT as a table."""

@@ -114,6 +114,62 @@ def request_segments(
   return Segments(users, start, begin, end, 1 + first - start)
 
 
+def history_segments(
+  users: np.ndarray,
+  first: np.ndarray,
+  stop: np.ndarray,
+  row_positions: int,
+  row_targets: int,
+  max_history: int,
+) -> Segments:
+  """`request_segments` whose context is predicted too, item by item.
+
+  V2's naive impression (§3.1): an event is a target again in every later
+  sample that it is the context of. A request cut for its length repeats its
+  history as targets once.
+
+  Raises:
+    ValueError: as `next_item_segments`, or a row cannot hold a history and one
+      more target.
+  """
+  _check_sizes(row_positions, row_targets, max_history)
+  if row_targets <= max_history:
+    raise ValueError(
+      f"pipeline.row_targets={row_targets} must be above pipeline.max_history="
+      f"{max_history}: with pipeline.targets=history, the history is predicted "
+      "too"
+    )
+  segments = request_segments(
+    users, first, stop, row_positions, row_targets - max_history, max_history
+  )
+  context_end = segments.start + segments.positions - 1
+  whole = segments.first_target == context_end
+  return dataclasses.replace(
+    segments,
+    first_target=np.where(whole, segments.start, segments.first_target),
+  )
+
+
+def pack_in_order(
+  positions: np.ndarray,
+  targets: np.ndarray,
+  row_positions: int,
+  row_targets: int,
+) -> list[np.ndarray]:
+  """Next fit: rows hold segments as they come; arguments as of `pack`."""
+  rows: list[list[int]] = []
+  room = target_room = 0
+  for segment, (need, wanted) in enumerate(
+    zip(positions.tolist(), targets.tolist())
+  ):
+    if need > room or wanted > target_room:
+      rows.append([])
+      room, target_room = row_positions, row_targets
+    rows[-1].append(segment)
+    room, target_room = room - need, target_room - wanted
+  return [np.asarray(row, np.int32) for row in rows]
+
+
 def pack(
   positions: np.ndarray,
   targets: np.ndarray,

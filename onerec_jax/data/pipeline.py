@@ -1,20 +1,23 @@
 """Shards → batches, by grain.
 
-The order of rows is a pure function of (seed, step, process): segments are
-packed into rows once (data/packing.py), grain shuffles the rows anew each
-epoch from the seed, and each process reads every n-th. The iterator's state
-is one index; it is saved with the model.
+The order of rows is a pure function of (seed, step): segments are packed into
+rows once (packing.py, rows.py), and grain shuffles the rows anew each epoch
+from the seed, or leaves them in order of time (`pipeline.order`). Each process
+reads those rows of a batch that its devices hold.
+The iterator's state is the step, whatever the number of processes; it is saved
+with the model.
 """
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import grain
+import jax
 import numpy as np
 
 from onerec_jax import config as config_lib
 from onerec_jax.data import packing, shards
+from onerec_jax.data import rows as rows_lib
 from onerec_jax.data.batch import Batch
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -39,111 +42,16 @@ class Queries:
   seen: list[np.ndarray]
 
 
-def feature_sizes(prepared: shards.PreparedData) -> dict[str, int]:
-  """Batch features → number of values; user features get a prefix."""
-  sizes = dict(prepared.manifest["event_features"])
-  for name, size in prepared.manifest["user_features"].items():
-    sizes[f"user_{name}"] = size
-  return sizes
-
-
-def _empty_row(names: Sequence[str], S: int, T: int) -> dict[str, Any]:
-  row: dict[str, Any] = {
-    name: np.zeros(S, np.int32) for name in ("items", "segment")
-  }
-  row["features"] = {name: np.zeros(S, np.int32) for name in names}
-  for name in ("targets", "visible_from", "visible_until"):
-    row[name] = np.zeros(T, np.int32)
-  return row
-
-
-def _put_context(
-  row: dict[str, Any],
-  offset: int,
-  number: int,
-  items: np.ndarray,
-  event_features: dict[str, np.ndarray],
-  user_features: dict[str, int],
-) -> None:
-  """Writes a user token and the events after it, from `offset` on."""
-  stop = offset + 1 + len(items)
-  row["segment"][offset:stop] = number
-  row["items"][offset + 1 : stop] = items
-  for name, values in event_features.items():
-    row["features"][name][offset + 1 : stop] = values
-  for name, value in user_features.items():
-    row["features"][f"user_{name}"][offset] = value
-
-
-class _Rows:
-  """Random access to packed training rows, for grain."""
-
-  def __init__(
-    self, prepared: shards.PreparedData, config: config_lib.PipelineConfig
-  ):
-    self._prepared = prepared
-    self._config = config
-    self._names = sorted(feature_sizes(prepared))
-    self._segments = _training_segments(prepared, config)
-    if not len(self._segments):
-      raise ValueError(
-        "the training split holds no events; check the split and the filters "
-        "of config.prepare"
-      )
-    self._rows = packing.pack(
-      self._segments.positions,
-      self._segments.stop - self._segments.first_target,
-      config.row_positions,
-      config.row_targets,
-    )
-
-  def __len__(self) -> int:
-    return len(self._rows)
-
-  def __getitem__(self, index: int) -> dict[str, Any]:
-    config, segments = self._config, self._segments
-    row = _empty_row(self._names, config.row_positions, config.row_targets)
-    position = target = 0
-    for number, i in enumerate(self._rows[int(index)], start=1):
-      user, start, first, stop, length = (
-        int(column[i])
-        for column in (
-          segments.user, segments.start, segments.first_target,
-          segments.stop, segments.positions,
-        )
-      )  # fmt: skip
-      record = self._prepared.user(user)
-      events = slice(start, start + length - 1)
-      _put_context(
-        row, position, number, record.items[events],
-        {k: v[events] for k, v in record.features.items()},
-        record.user_features,
-      )  # fmt: skip
-      if config.targets == "request":
-        until = np.full(stop - first, start + length - 1)
-      else:
-        until = np.arange(first, stop)
-      slots = slice(target, target + stop - first)
-      origin = position + 1 - start  # row position of the user's event 0
-      row["targets"][slots] = record.items[first:stop]
-      row["visible_until"][slots] = origin + until
-      row["visible_from"][slots] = origin + np.maximum(
-        start, until - config.max_history
-      )
-      position += length
-      target += stop - first
-    return row
-
-
 def _training_segments(
   prepared: shards.PreparedData, config: config_lib.PipelineConfig
 ) -> packing.Segments:
   sizes = (config.row_positions, config.row_targets, config.max_history)
   if config.targets == "next_item":
     return packing.next_item_segments(prepared.train_lengths, *sizes)
-  if config.targets != "request":
+  if config.targets not in _OF_REQUESTS:
     raise ValueError(
-      f"pipeline.targets={config.targets!r}: want next_item or request"
+      f"pipeline.targets={config.targets!r}: want one of "
+      f"{sorted(['next_item', *_OF_REQUESTS])}"
     )
   users, first, stop = [], [], []
   for user in range(len(prepared)):
@@ -151,92 +59,113 @@ def _training_segments(
     request = record.request[record.split == TRAIN]
     if len(request):
       starts = np.flatnonzero(np.diff(request, prepend=request[0] - 1))
-      users.append(np.full(len(starts), user))
-      first.append(starts)
-      stop.append(np.append(starts[1:], len(request)))
+      stops = np.append(starts[1:], len(request))
+      if config.targets == "session":
+        stops = _whole_sessions(record, starts, stops, config.session_items)
+      kept = stops > starts
+      users.append(np.full(kept.sum(), user))
+      first.append(starts[kept])
+      stop.append(stops[kept])
   if not users:
     return packing.next_item_segments(np.zeros(0, np.int64), *sizes)
   columns = (np.concatenate(column) for column in (users, first, stop))
-  return packing.request_segments(*columns, *sizes)
+  return _OF_REQUESTS[config.targets](*columns, *sizes)
+
+
+def _whole_sessions(
+  record: shards.UserRecord, starts: np.ndarray, stops: np.ndarray, m: int
+) -> np.ndarray:
+  """Where the targets of each request end: after as many groups of m as fit.
+
+  INFERRED: a request of more items is several sessions with one context; what
+  it has beyond them, like all of a request that `prepare.session` does not
+  mark, is context of later requests alone.
+  """
+  targets = (stops - starts) // m * m
+  return starts + np.where(record.session[starts], targets, 0)
+
+
+_OF_REQUESTS = {
+  "request": packing.request_segments,
+  "session": packing.request_segments,
+  "history": packing.history_segments,
+}
+"""`pipeline.targets` → the segments of requests."""
+
+
+def training_rows(
+  prepared: shards.PreparedData, config: config_lib.PipelineConfig
+) -> rows_lib.PackedRows:
+  """The rows of an epoch, before any shuffling.
+
+  Raises:
+    ValueError: an empty training split, or sizes or an order that do not fit.
+  """
+  segments = _training_segments(prepared, config)
+  if not len(segments):
+    raise ValueError(
+      "the training split holds no events, or none of a session that "
+      "prepare.session marks; check the split and the filters of config.prepare"
+    )
+  if config.order == "time":
+    segments = _by_time(prepared, segments)
+  elif config.order != "shuffled":
+    raise ValueError(f"pipeline.order={config.order!r}: want shuffled or time")
+  return rows_lib.PackedRows(prepared, segments, config)
+
+
+def _by_time(
+  prepared: shards.PreparedData, segments: packing.Segments
+) -> packing.Segments:
+  """Segments in the order in which their last targets happened."""
+  if prepared.manifest.get("ordinal_time", False):
+    raise ValueError(
+      "pipeline.order=time needs times, and this source has none; use "
+      "pipeline.order=shuffled"
+    )
+  times = np.zeros(len(segments), np.int64)
+  by_user = np.argsort(segments.user, kind="stable")
+  users, starts = np.unique(segments.user[by_user], return_index=True)
+  for user, own in zip(users.tolist(), np.split(by_user, starts[1:])):
+    times[own] = prepared.user(user).timestamps[segments.stop[own] - 1]
+  order = np.argsort(times, kind="stable")
+  return packing.Segments(*(x[order] for x in vars(segments).values()))
 
 
 def training_dataset(
   prepared: shards.PreparedData,
   config: config_lib.PipelineConfig,
   seed: int,
-  process: int = 0,
-  num_processes: int = 1,
+  held: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[grain.IterDataset, int]:
-  """Endless batches of this process, and the steps of an epoch.
+  """Endless batches, and the steps of an epoch.
 
   Args:
     prepared: the data.
     config: the pipeline's part of the config.
     seed: of the order of rows.
-    process: this process.
-    num_processes: how many share the global batch.
+    held: which rows of each global batch to read
+      (`partitioning.local_rows`); default: all.
 
   Raises:
     ValueError: an empty training split, or sizes that do not fit.
   """
-  if config.batch_size % num_processes:
-    raise ValueError(
-      f"pipeline.batch_size={config.batch_size} is no multiple of the "
-      f"{num_processes} processes"
-    )
-  rows = _Rows(prepared, config)
+  packed = training_rows(prepared, config)
+  held = np.arange(config.batch_size) if held is None else np.asarray(held)
+
+  def read(numbers: np.ndarray) -> Batch:
+    rows = [packed[number] for number in numbers[held].tolist()]
+    return Batch(**jax.tree.map(lambda *values: np.stack(values), *rows))
+
+  numbers = grain.MapDataset.range(len(packed)).seed(seed)
   dataset = (
-    grain.MapDataset.source(rows)
-    .seed(seed)
-    .shuffle()
-    .repeat(_ENDLESS)[process::num_processes]
-    .batch(config.batch_size // num_processes)
-    .map(lambda columns: Batch(**columns))
+    (numbers.shuffle() if config.order == "shuffled" else numbers)
+    .repeat(_ENDLESS)
+    .batch(config.batch_size)
+    .map(read)
     .to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4))
   )
-  return dataset, max(1, round(len(rows) / config.batch_size))
-
-
-def request_batch(
-  histories: Sequence[np.ndarray],
-  event_features: Sequence[dict[str, np.ndarray]],
-  user_features: Sequence[dict[str, int]],
-  names: Sequence[str],
-  config: config_lib.PipelineConfig,
-  batch_size: int,
-) -> Batch:
-  """One row a request: the user token, then the last max_history events.
-
-  Args:
-    histories: dense item ids, oldest first; may be empty.
-    event_features: of each history, as long as it.
-    user_features: of each user.
-    names: every feature of the data (`feature_sizes`).
-    config: the pipeline's part of the config.
-    batch_size: rows; those beyond the requests stay empty.
-  """
-  rows = []
-  for history, events, user in zip(histories, event_features, user_features):
-    row = _empty_row(names, config.max_history + 1, 1)
-    recent = slice(max(0, len(history) - config.max_history), len(history))
-    _put_context(
-      row, 0, 1, history[recent],
-      {k: v[recent] for k, v in events.items()}, user,
-    )  # fmt: skip
-    row["visible_from"][0] = 1
-    row["visible_until"][0] = 1 + recent.stop - recent.start
-    rows.append(row)
-  while len(rows) < batch_size:
-    rows.append(_empty_row(names, config.max_history + 1, 1))
-  columns = {
-    name: np.stack([row[name] for row in rows])
-    for name in rows[0]
-    if name != "features"
-  }
-  features = {
-    name: np.stack([row["features"][name] for row in rows]) for name in names
-  }
-  return Batch(features=features, **columns)
+  return dataset, max(1, round(len(packed) / config.batch_size))
 
 
 def evaluation_batches(
@@ -260,11 +189,11 @@ def evaluation_batches(
   Yields:
     Batches with T = 1 and what they ask.
   """
-  names = sorted(feature_sizes(prepared))
+  names = sorted(rows_lib.feature_sizes(prepared))
   pending: list[tuple[shards.UserRecord, int]] = []
 
   def flush() -> tuple[Batch, Queries]:
-    batch = request_batch(
+    batch = rows_lib.request_batch(
       [record.items[:i] for record, i in pending],
       [{k: v[:i] for k, v in r.features.items()} for r, i in pending],
       [record.user_features for record, _ in pending],

@@ -3,23 +3,8 @@
 Events are checked while they are copied to a Parquet file; queries.py marks,
 orders and splits them there; the result streams into shards. Nothing but the
 item and user tables needs to fit into memory. All is written beside and
-renamed into place at the end. Everything left out is counted in the manifest:
-
-  format_version fingerprint dataset split inputs notes
-  num_users num_items num_events
-  split_events         events of train, validation and test
-  split_boundaries_ms  null unless split by time
-  short_users          users of fewer than three events: training only
-  skipped_rows         bad rows left out, by `<table>.<column>: <reason>`
-  dropped_events       by where, duplicate_event, min_item_events and
-                       min_user_events, in this order
-  dropped_users        users left without events
-  eventless_users      rows of the user table that no event names
-  unused_columns       event columns that are in no record
-  ordinal_time         true: timestamps are 0, 1, … of the user
-  event_features user_features item_features   name → vocabulary size
-  bucketing            see features.py
-  shards tables        names and checksums
+renamed into place at the end. Everything left out is counted in the manifest
+(manifest.py).
 """
 
 import os
@@ -42,6 +27,7 @@ from onerec_jax.data import (
   datasets,
   entities,
   features,
+  marks,
   queries,
   records,
   schema,
@@ -49,11 +35,13 @@ from onerec_jax.data import (
   splits,
 )
 from onerec_jax.data import engine as engine_lib
+from onerec_jax.data import manifest as manifest_lib
 
 PREPARED = "prepared"
 _NUMBERS = ("rating", "play_time_ms")
-PLACES = ("data_dir", "events", "items", "users")
-"""Where files lie is no part of what they say: their content is hashed."""
+PLACES = ("data_dir", "events", "items", "users", "engine")
+"""Where files lie is no part of what they say: their content is hashed. Nor is
+what runs the SQL: the shards come out the same."""
 
 
 def prepare(
@@ -83,7 +71,7 @@ def prepare(
     return _reuse(directory)
   tables = datasets.load(config)
   ordinal = bool(tables.source.get("ordinal_time", False))
-  splits.check(config.split, ordinal)
+  splits.check(config.split, ordinal, config.request_gap_ms)
   print_ = _fingerprint(config, tables)
   if directory.exists() and _is_current(directory, print_, console):
     return directory
@@ -178,7 +166,9 @@ class _Preparation:
   def run(self, memory_limit: str) -> dict[str, Any]:
     """Writes shards and tables; gives the manifest without fingerprint."""
     self._stage()
-    with engine_lib.Engine(self.temporary, memory_limit) as engine:
+    with engine_lib.open_engine(
+      self.config.engine, self.temporary, memory_limit
+    ) as engine:
       self.engine = engine
       engine.events(
         self.temporary / "events.parquet",
@@ -186,9 +176,9 @@ class _Preparation:
       )
       self._check_times()
       boundaries = self._order()
-      counts = self._counts()
-      items, self.item_specs = entities.item_table(*self._items())
-      users, self.user_specs, codes = entities.user_table(*self._users())
+      counts = manifest_lib.counts(engine, self.skipped)
+      items, item_specs = entities.item_table(*self._items())
+      users, user_specs, codes = entities.user_table(*self._users())
       self.event_specs = self._fit_events()
       pq.write_table(items, self.out / shards.ITEMS)
       pq.write_table(users, self.out / shards.USERS)
@@ -198,7 +188,23 @@ class _Preparation:
         users.num_rows,
         self.config.num_shards,
       )
-    return self._manifest(counts, boundaries, items, users, written)
+    specs = {"event": self.event_specs, "user": user_specs, "item": item_specs}
+    return {
+      "format_version": shards.FORMAT_VERSION,
+      "dataset": self.config.dataset,
+      "split": self.config.split,
+      "inputs": self.source.get("files", {}),
+      "notes": self.notes,
+      **counts,
+      "split_boundaries_ms": boundaries,
+      "eventless_users": self.eventless_users,
+      "skipped_rows": dict(self.skipped),
+      "unused_columns": self.unused,
+      "positive": self.positive,
+      "ordinal_time": self.ordinal,
+      **manifest_lib.tables(self.out, items, users, specs),
+      "shards": written,
+    }
 
   def _stage(self) -> None:
     """Checks events while copying them to Parquet; fixes the columns."""
@@ -238,14 +244,17 @@ class _Preparation:
   def _order(self) -> dict[str, int] | None:
     """Filters, orders and splits events; gives the boundaries of a split."""
     task = self.progress.add_task("ordering events", total=2)
-    self.engine.check_where(self.config.where)
+    for option in ("where", "positive", "session"):
+      self.engine.check(option, getattr(self.config, option))
     filters = queries.Filters(
       self.config.where,
       self.config.min_item_events,
       self.config.min_user_events,
     )
+    self.positive = marks.positive(self.config.positive, self.columns)
+    carried = [*self.numbers, *self.flags]
     self.engine.create(
-      "marked", queries.marked(filters, [*self.numbers, *self.flags])
+      "marked", queries.marked(filters, self.positive, carried)
     )
     self.progress.advance(task)
     boundaries = None
@@ -259,40 +268,10 @@ class _Preparation:
       split = splits.by_time(**boundaries)
     else:
       split = splits.leave_one_out()
-    self.engine.create("kept", queries.kept(split))
+    self.engine.create("kept", queries.kept(split, self.config.request_gap_ms))
+    self.engine.create("sessions", queries.sessions(self.config.session))
     self.progress.advance(task)
     return boundaries
-
-  def _counts(self) -> dict[str, Any]:
-    dropped = self.engine.rows(
-      "SELECT dropped AS name, count(*) AS events FROM marked "
-      "WHERE dropped <> '' GROUP BY dropped ORDER BY dropped"
-    ).to_pylist()
-    by_split = self.engine.rows(
-      "SELECT split AS name, count(*) AS events FROM kept GROUP BY split"
-    ).to_pylist()
-    events = {splits.NAMES[row["name"]]: row["events"] for row in by_split}
-    users = self.engine.rows(
-      "SELECT count(DISTINCT user_id) - (SELECT count(DISTINCT user_id) "
-      "FROM kept) AS dropped FROM marked"
-    )
-    counts = {
-      "dropped_users": users["dropped"][0].as_py(),
-      "dropped_events": {row["name"]: row["events"] for row in dropped},
-      "split_events": {name: events.get(name, 0) for name in splits.NAMES},
-    }
-    if not events:
-      raise ValueError(
-        f"no events are left: skipped {dict(self.skipped)}, dropped "
-        f"{counts['dropped_events']}; check the input, prepare.where, "
-        "prepare.min_user_events and prepare.min_item_events"
-      )
-    if not events.get("train"):
-      raise ValueError(
-        f"no training events are left ({counts['split_events']}); check "
-        "prepare.validation_from_ms and prepare.test_from_ms"
-      )
-    return counts
 
   def _items(self) -> tuple[pa.Table, np.ndarray]:
     """The catalogue in dense order, and training events of each item."""
@@ -358,43 +337,3 @@ class _Preparation:
     for chunk in records.whole_users(stream):
       yield from records.split_users(chunk, bucketing, user_codes, self.ordinal)
       self.progress.update(task, completed=int(chunk["dense_user"][-1]))
-
-  def _manifest(
-    self,
-    counts: dict[str, Any],
-    boundaries: dict[str, int] | None,
-    items: pa.Table,
-    users: pa.Table,
-    written: list[dict[str, Any]],
-  ) -> dict[str, Any]:
-    lengths = users["num_events"].to_numpy()
-    return {
-      "format_version": shards.FORMAT_VERSION,
-      "dataset": self.config.dataset,
-      "split": self.config.split,
-      "inputs": self.source.get("files", {}),
-      "notes": self.notes,
-      "num_users": users.num_rows,
-      "num_items": items.num_rows,
-      "num_events": int(lengths.sum()),
-      **counts,
-      "split_boundaries_ms": boundaries,
-      "short_users": int((lengths < splits.SHORT_USER).sum()),
-      "eventless_users": self.eventless_users,
-      "skipped_rows": dict(self.skipped),
-      "unused_columns": self.unused,
-      "ordinal_time": self.ordinal,
-      "event_features": features.vocab_sizes(self.event_specs),
-      "user_features": features.vocab_sizes(self.user_specs),
-      "item_features": features.vocab_sizes(self.item_specs),
-      "bucketing": {
-        "event": self.event_specs,
-        "user": self.user_specs,
-        "item": self.item_specs,
-      },
-      "shards": written,
-      "tables": [
-        {"name": name, "sha256": files.sha256(self.out / name)}
-        for name in (shards.ITEMS, shards.USERS)
-      ],
-    }

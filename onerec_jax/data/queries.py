@@ -21,7 +21,7 @@ class Filters:
   min_user_events: int
 
 
-def marked(filters: Filters, features: Sequence[str]) -> str:
+def marked(filters: Filters, positive: str, features: Sequence[str]) -> str:
   """Every event, with the reason it is left out or '' in `dropped`.
 
   Of events with the same user, item, time and request the first in the source
@@ -29,6 +29,7 @@ def marked(filters: Filters, features: Sequence[str]) -> str:
 
   Args:
     filters: which events to leave out.
+    positive: condition on event columns; 0 or 1 in `is_positive`.
     features: event columns to carry along.
   """
   columns = ", ".join((*_CORE, *map(quote, features)))
@@ -37,7 +38,9 @@ def marked(filters: Filters, features: Sequence[str]) -> str:
 WITH chosen AS (
   SELECT {columns}, CASE WHEN (
 {where}
-  ) THEN 1 ELSE 0 END AS is_chosen
+  ) THEN 1 ELSE 0 END AS is_chosen, CASE WHEN (
+{positive}
+  ) THEN 1 ELSE 0 END AS is_positive
   FROM events
 ), copies AS (
   SELECT *, CASE WHEN is_chosen = 1 THEN row_number() OVER (
@@ -54,7 +57,7 @@ WITH chosen AS (
     OVER (PARTITION BY user_id) AS user_events
   FROM item_counts
 )
-SELECT {columns}, CASE
+SELECT {columns}, is_positive, CASE
   WHEN is_chosen = 0 THEN 'where'
   WHEN copy > 1 THEN 'duplicate_event'
   WHEN item_events < {int(filters.min_item_events)} THEN 'min_item_events'
@@ -63,12 +66,41 @@ SELECT {columns}, CASE
 FROM user_counts"""
 
 
-def kept(split: str) -> str:
-  """The events that stay, each with its place and its split.
+def check(condition: str, aggregate: bool) -> tuple[str, str, str]:
+  """A SELECT that fails where a condition is none; what it is on; an example.
+
+  Args:
+    condition: SQL.
+    aggregate: on the events of a request together, not on each.
+  """
+  if aggregate:
+    return (
+      f"SELECT CASE WHEN (\n{condition}\n) THEN 1 ELSE 0 END FROM events "
+      "GROUP BY user_id",
+      "the events of a request",
+      'count(*) FILTER (WHERE play_time_ms >= 3000) >= 5 AND bool_or("like")',
+    )
+  return (
+    f"SELECT count(CASE WHEN (\n{condition}\n) THEN 1 END) FROM events",
+    "event columns",
+    '"like" = true AND timestamp_ms > 1000',
+  )
+
+
+def kept(split: str, request_gap_ms: int = 0) -> str:
+  """The events that stay, each with its place, its request and its split.
 
   Args:
     split: an expression of splits.py.
+    request_gap_ms: an event without a request joins the one before it, if that
+      has none either and is at most so long ago; 0: it is a request of its own.
   """
+  joins = "request_id = last_request"
+  if request_gap_ms:
+    joins += (
+      " OR (request_id IS NULL AND last_request IS NULL AND "
+      f"timestamp_ms - last_ms <= {int(request_gap_ms)})"
+    )
   return f"""
 WITH placed AS (
   SELECT *,
@@ -76,8 +108,41 @@ WITH placed AS (
       PARTITION BY user_id ORDER BY timestamp_ms, source_row) AS place,
     count(*) OVER (PARTITION BY user_id) AS length
   FROM marked WHERE dropped = ''
+), compared AS (
+  SELECT *, lag(request_id) OVER (
+    PARTITION BY user_id ORDER BY place) AS last_request,
+    lag(timestamp_ms) OVER (PARTITION BY user_id ORDER BY place) AS last_ms
+  FROM placed
 )
-SELECT *, {split} AS split FROM placed"""
+SELECT *, {split} AS split,
+  -- A null request equals nothing, nor does the first event's last one.
+  sum(CASE WHEN {joins} THEN 0 ELSE 1 END) OVER (
+    PARTITION BY user_id ORDER BY place) - 1 AS request
+FROM compared"""
+
+
+def sessions(condition: str) -> str:
+  """Whether each request of a user is a session to learn from, as 0 or 1.
+
+  Args:
+    condition: on aggregates of the request's events that were kept, over any
+      event column; empty: every request is one.
+  """
+  if not condition.strip():
+    return """
+SELECT DISTINCT user_id AS run_user, request AS run_number, 1 AS is_session
+FROM kept"""
+  # The names of `runs` must not hide columns that the condition may name.
+  return f"""
+WITH runs AS (
+  SELECT user_id AS run_user, request AS run_number, source_row AS run_row
+  FROM kept
+)
+SELECT run_user, run_number, CASE WHEN (
+{condition}
+  ) THEN 1 ELSE 0 END AS is_session
+FROM events JOIN runs ON source_row = run_row
+GROUP BY run_user, run_number"""
 
 
 def user_ids() -> str:
@@ -141,9 +206,9 @@ def records(features: Sequence[str], flags: Sequence[str]) -> str:
       "i.dense_item AS dense_item",
       "k.timestamp_ms AS timestamp_ms",
       "k.split AS split",
-      # A null request equals nothing, so its event is a request of its own.
-      "CASE WHEN k.request_id = lag(k.request_id) OVER (PARTITION BY k.user_id "
-      "ORDER BY k.place) THEN 0 ELSE 1 END AS new_request",
+      "CAST(k.request AS BIGINT) AS request",
+      "k.is_positive AS positive",
+      "s.is_session AS session",
       *values,
     )
   )
@@ -153,6 +218,7 @@ SELECT
 FROM kept k
 JOIN user_ids u ON k.user_id = u.user_id
 JOIN item_ids i ON k.item_id = i.item_id
+JOIN sessions s ON k.user_id = s.run_user AND k.request = s.run_number
 ORDER BY u.dense_user, k.place"""
 
 

@@ -61,9 +61,6 @@ def split_users(
   times = chunk["timestamp_ms"]
   if ordinal:
     times = np.arange(len(users)) - np.repeat(starts, lengths)
-  # `new_request` is 1 at every first event, so runs count from 1 in total.
-  runs = np.cumsum(chunk["new_request"])
-  runs = runs - np.repeat(runs[starts], lengths)
   values = features.event_features(bucketing, chunk, times, first)
   for start, length in zip(starts.tolist(), lengths.tolist()):
     part = slice(start, start + length)
@@ -73,7 +70,9 @@ def split_users(
       items=chunk["dense_item"][part].astype(np.int32),
       timestamps=times[part].astype(np.int64),
       split=chunk["split"][part].astype(np.int8),
-      request=runs[part].astype(np.int32),
+      request=chunk["request"][part].astype(np.int32),
+      positive=chunk["positive"][part].astype(bool),
+      session=chunk["session"][part].astype(bool),
       features={name: v[part] for name, v in values.items()},
       user_features={n: int(c[user - 1]) for n, c in user_columns.items()},
     )

@@ -5,6 +5,7 @@ A record is little-endian, no names, no pickle; the manifest has the names:
   int32 user, n, number of event features E, number of user features
   int64 [n] timestamps · int32 [n] items · int32 [n] request
   int32 [E, n] event features · int32 [...] user features · int8 [n] split
+  int8 [n] positive · int8 [n] session
 """
 
 import functools
@@ -21,7 +22,7 @@ from array_record.python import array_record_module
 
 from onerec_jax import files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 ITEMS = "items.parquet"
 USERS = "users.parquet"
@@ -43,6 +44,8 @@ class UserRecord(NamedTuple):
     split: int8 [n], 0 train, 1 validation, 2 test; never decreases.
     request: int32 [n] which request of the user, counted from 0; events
       without one are requests of their own.
+    positive: bool [n] `prepare.positive` holds of the event.
+    session: bool [n] `prepare.session` holds of the event's request.
     features: name → int32 [n] bucketed event features.
     user_features: name → bucketed static feature.
   """
@@ -52,6 +55,8 @@ class UserRecord(NamedTuple):
   timestamps: np.ndarray
   split: np.ndarray
   request: np.ndarray
+  positive: np.ndarray
+  session: np.ndarray
   features: dict[str, np.ndarray]
   user_features: dict[str, int]
 
@@ -68,6 +73,8 @@ def encode(record: UserRecord) -> bytes:
     *(np.asarray(f, "<i4") for f in record.features.values()),
     np.asarray(list(record.user_features.values()), "<i4"),
     np.asarray(record.split, "i1"),
+    np.asarray(record.positive, "i1"),
+    np.asarray(record.session, "i1"),
   ]
   return b"".join(part.tobytes() for part in parts)
 
@@ -83,7 +90,7 @@ def decode(
   events, statics = len(event_features), len(user_features)
   header = np.frombuffer(content, "<i4", min(_HEADER, len(content) // 4))
   n = int(header[1]) if len(header) == _HEADER else -1
-  size = 4 * _HEADER + n * (8 + 4 + 4 + 4 * events + 1) + 4 * statics
+  size = 4 * _HEADER + n * (8 + 4 + 4 + 4 * events + 3) + 4 * statics
   if n < 0 or tuple(header[2:]) != (events, statics) or size != len(content):
     raise ValueError(
       f"a record of {len(content)} bytes with header {header.tolist()} does "
@@ -96,12 +103,16 @@ def decode(
   body = body.reshape(2 + events, n)
   offset += body.nbytes
   static = np.frombuffer(content, "<i4", statics, offset)
+  marks = np.frombuffer(content, "i1", 3 * n, offset + static.nbytes)
+  split, positive, session = marks.reshape(3, n)
   return UserRecord(
     user=int(header[0]),
     items=body[0],
     timestamps=times,
-    split=np.frombuffer(content, "i1", n, offset + static.nbytes),
+    split=split,
     request=body[1],
+    positive=positive != 0,
+    session=session != 0,
     features=dict(zip(event_features, body[2:])),
     user_features=dict(zip(user_features, static.tolist())),
   )
@@ -255,6 +266,11 @@ class PreparedData:
     if not (path / MANIFEST).is_file():
       path = path / "prepared"
     manifest = read_manifest(path)
+    if manifest["format_version"] < FORMAT_VERSION:
+      raise ValueError(
+        f"{path} has format_version {manifest['format_version']}, this version "
+        f"of onerec_jax reads {FORMAT_VERSION}; run launch.prepare again"
+      )
     if verify:
       _verify(path, manifest)
     return cls(path, manifest)

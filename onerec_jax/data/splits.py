@@ -54,11 +54,11 @@ def boundaries(relation: str) -> str:
   )
 
 
-def check(split: str, ordinal_time: bool) -> None:
+def check(split: str, ordinal_time: bool, request_gap_ms: int = 0) -> None:
   """Refuses what cannot be split so.
 
   Raises:
-    ValueError: an unknown split, or a split by time of a source without times.
+    ValueError: an unknown split, or times asked of a source without times.
   """
   if split not in ("leave_one_out", "time"):
     raise ValueError(
@@ -68,4 +68,9 @@ def check(split: str, ordinal_time: bool) -> None:
     raise ValueError(
       "this source has no times, only an order of events, so it cannot be "
       "split by time; use --config.prepare.split=leave_one_out"
+    )
+  if request_gap_ms and ordinal_time:
+    raise ValueError(
+      "this source has no times, only an order of events, so "
+      "prepare.request_gap_ms cannot tell its requests apart; set it to 0"
     )

@@ -134,7 +134,7 @@ def evaluate(
   start = time.perf_counter()
   cutoffs = _check_cutoffs(config.cutoffs)
   parts, width = [], 0
-  with _bar(progress) as bar:
+  with bar_of(progress) as bar:
     task = bar.add_task(f"evaluating {name} ({split})", total=num_queries)
     for index, (batch, queries) in enumerate(batches):
       items, scores = (np.asarray(x) for x in retrieve(batch))
@@ -171,7 +171,8 @@ def _joined(
   return {key: np.concatenate([p[key] for p in parts]) for key in parts[0]}
 
 
-def _bar(shown: bool) -> rich_progress.Progress:
+def bar_of(shown: bool) -> rich_progress.Progress:
+  """The bar of an evaluation."""
   return rich_progress.Progress(
     rich_progress.TextColumn("{task.description}"),
     rich_progress.BarColumn(),

@@ -11,7 +11,8 @@ from jax.sharding import Mesh
 
 from onerec_jax import checkpoint, files, partitioning, semantic_ids
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import shards
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.inference import prefix_index
 from onerec_jax.models import registry
@@ -59,7 +60,7 @@ def assemble(
     config.model,
     prepared.num_items,
     sizes,
-    pipeline.feature_sizes(prepared),
+    rows_lib.feature_sizes(prepared),
     prepared.manifest["item_features"],
   )
   catalogue = Catalogue(codes, prepared.item_features())
@@ -108,8 +109,8 @@ def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
 
 def load_params(system: System, run: files.PathLike, mesh: Mesh) -> Any:
   """The best parameters of a run, laid out over a mesh."""
-  batch = pipeline.request_batch(
-    [], [], [], sorted(pipeline.feature_sizes(system.prepared)),
+  batch = rows_lib.request_batch(
+    [], [], [], sorted(rows_lib.feature_sizes(system.prepared)),
     system.config.pipeline, 1,
   )  # fmt: skip
   boxed = jax.eval_shape(

@@ -10,6 +10,7 @@ allowed items hides candidates and does not change the scores of the others.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -100,24 +101,62 @@ def beam_search(
     logits, cache = model.apply(
       variables, level, previous, cache, context, method="decode_step"
     )
-    codes, child = prefix_index.children(index, level, node)
-    gain = _log_probability(
+    scores, node, previous, parent = expand(
+      index,
+      level,
       logits,
-      # Codes of a dense level are 0..K-1: nothing to gather.
-      None if _is_dense(index, level) else codes,
-      child >= 0,
+      scores,
+      node,
+      width,
       model.constrained_softmax,
+      functools.partial(prefix_index.is_alive, index, level),
     )
-    alive = prefix_index.is_alive(index, level, child)
-    total = jnp.where(alive, scores[:, :, None] + gain, -jnp.inf)
-    scores, chosen = top_k(
-      total.reshape(rows, -1), min(width, total.shape[1] * total.shape[2])
-    )
-    node = jnp.where(scores > -jnp.inf, _pick(child, chosen), -1)
-    previous = _pick(codes, chosen)
     if level + 1 < index.num_levels:
-      cache = _reorder(cache, chosen // total.shape[2])
+      cache = reorder(cache, parent)
   return prefix_index.leaf_items(index, node), node, scores
+
+
+def expand(
+  index: PrefixIndex,
+  level: int,
+  logits: Float[Array, "B W K"],
+  scores: Float[Array, "B W"],
+  node: Int[Array, "B W"],
+  width: int,
+  constrained: bool,
+  alive: Callable[[Int[Array, "B W fanout"]], Bool[Array, "B W fanout"]],
+) -> tuple[
+  Float[Array, "B V"], Int[Array, "B V"], Int[Array, "B V"], Int[Array, "B V"]
+]:
+  """One level of the search: the best continuations of all beams.
+
+  Args:
+    index: the trie.
+    level: of the code to come.
+    logits: of each beam for that code.
+    scores: of each beam; -inf is a dead one.
+    node: where each beam is in the trie; -1 is nowhere.
+    width: the most beams to keep.
+    constrained: softmax over the codes that continue to an item.
+    alive: which edges of the level a beam may take.
+
+  Returns:
+    (scores, node, code, parent) of V ≤ width beams, best first. Dead ones
+    have score -inf and node -1.
+  """
+  codes, child = prefix_index.children(index, level, node)
+  gain = _log_probability(
+    logits,
+    # Codes of a dense level are 0..K-1: nothing to gather.
+    None if _is_dense(index, level) else codes,
+    child >= 0,
+    constrained,
+  )
+  total = jnp.where(alive(child), scores[:, :, None] + gain, -jnp.inf)
+  rows, beams, fanout = total.shape
+  scores, chosen = top_k(total.reshape(rows, -1), min(width, beams * fanout))
+  node = jnp.where(scores > -jnp.inf, _pick(child, chosen), -1)
+  return scores, node, _pick(codes, chosen), chosen // fanout
 
 
 def _is_dense(index: PrefixIndex, level: int) -> bool:
@@ -132,7 +171,7 @@ def _pick(
   return jnp.take_along_axis(flat, chosen, axis=1)
 
 
-def _reorder(cache: Cache, parent: Int[Array, "B V"]) -> Cache:
+def reorder(cache: Cache, parent: Int[Array, "B V"]) -> Cache:
   """Gives each new beam its parent's cache; leaves are [layers, B, W, ...]."""
   # vmap over B keeps B a batch axis of the gather: no communication when
   # rows are spread over devices.

@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
-from onerec_jax.data import features, pipeline, shards
+from onerec_jax.data import features, shards
+from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble, retrieval
 
 RawId = str | int
@@ -219,11 +220,11 @@ class Recommender:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of each row; `allowed` are dense ids or None, row by row."""
     size = self._padded(len(rows))
-    batch = pipeline.request_batch(
+    batch = rows_lib.request_batch(
       [row.items for row in rows],
       [row.event_features for row in rows],
       [row.user_features for row in rows],
-      sorted(pipeline.feature_sizes(self._prepared)),
+      sorted(rows_lib.feature_sizes(self._prepared)),
       self.system.config.pipeline,
       size,
     )

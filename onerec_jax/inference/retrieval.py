@@ -1,7 +1,8 @@
 """One retrieval function for every kind of model.
 
-A generative model answers by beam search, an item-scoring model by the best
-of its scores; recommender and evaluation do not see the difference.
+A generative model answers by beam search (of items or of whole sessions), an
+item-scoring model by the best of its scores; recommender and evaluation do not
+see the difference.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int
 
 from onerec_jax.data.batch import Batch, Catalogue
-from onerec_jax.inference import beam_search, prefix_index
+from onerec_jax.inference import beam_search, prefix_index, session_search
 from onerec_jax.inference.prefix_index import PrefixIndex
 
 Params = Any
@@ -32,7 +33,8 @@ def make_retrieve(
   item 0 with score -inf. `batch` has T = 1. `allowed` is Bool[I + 1], or
   Bool[B, I + 1] with a set for each request; another set of the same shape
   does not compile again. Semantic IDs that several items share answer with
-  their most popular allowed item.
+  their most popular allowed item. A session model gives the items of its best
+  sessions, as they first appear (session_search.item_list).
 
   Args:
     model: item-scoring (has `item_scores`) or generative.
@@ -68,9 +70,10 @@ def make_retrieve(
   ) -> tuple[Array, Array]:
     if allowed is not None:
       index = prefix_index.restrict(index, allowed)
-    items, _, scores = beam_search.beam_search(
-      model, params, batch, catalogue, index, width
-    )
+    arguments = model, params, batch, catalogue, index, width
+    if hasattr(model, "session_items"):
+      return session_search.item_list(*arguments)
+    items, _, scores = beam_search.beam_search(*arguments)
     return items, scores
 
   return lambda params, batch, catalogue, allowed=None: generate(

@@ -113,13 +113,16 @@ def causal_attention(
   keys: Float[Array, "B T L H Z"],
   values: Float[Array, "B T L H Z"],
 ) -> Float[Array, "B T N H Z"]:
-  """Self-attention over the few levels of each target.
+  """Self-attention over the code positions of each target.
 
   The N queries are the last N of the L positions (N = L while training, 1 in
-  search). Written as products and sums over the levels, not as a batched
-  matrix product: L is 3 or 4, far below what a matrix unit or BLAS needs.
+  search). A few levels are written as products and sums, not as a batched
+  matrix product: 3 or 4 are far below what a matrix unit or BLAS needs. A
+  session's many positions are such a product.
   """
   N, L = queries.shape[2], keys.shape[2]
+  if L > _FEW:
+    return _causal_products(queries, keys, values)
   rows = []
   for n in range(N):
     seen = L - N + n + 1
@@ -129,6 +132,21 @@ def causal_attention(
     weights = jnp.moveaxis(weights, -1, 2)[..., None].astype(values.dtype)
     rows.append(jnp.sum(weights * values[:, :, :seen], axis=2))
   return jnp.stack(rows, axis=2)
+
+
+_FEW = 8
+"""Positions up to which products and sums are the quicker."""
+
+
+def _causal_products(queries, keys, values):
+  """`causal_attention` as matrix products over all pairs of positions."""
+  N, L = queries.shape[2], keys.shape[2]
+  q = queries * np.asarray(queries.shape[-1] ** -0.5, queries.dtype)
+  logits = jnp.einsum("btnhz,btlhz->bthnl", q, keys)
+  seen = np.arange(L)[None, :] <= np.arange(L - N, L)[:, None]
+  logits = jnp.where(seen[None, None, None], logits, MASKED)
+  weights = softmax(logits).astype(values.dtype)
+  return jnp.einsum("bthnl,btlhz->btnhz", weights, values)
 
 
 def prefix_attention(

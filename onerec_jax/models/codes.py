@@ -22,11 +22,14 @@ class Codes(nn.Module):
     sizes: K of each level.
     d_model: D.
     dtype: compute dtype of the decoder's inputs.
+    all_levels: whether the last level has a table too; the decoder never reads
+      it, a context that shares these tables does (models/context.py).
   """
 
   sizes: tuple[int, ...]
   d_model: int
   dtype: Any
+  all_levels: bool = False
 
   def setup(self):
     self.bos = self.param(
@@ -38,7 +41,7 @@ class Codes(nn.Module):
       layers.Embedding(
         size, self.d_model, ("codes", "table"), 1.0, zero_padding=False
       )
-      for size in self.sizes[:-1]
+      for size in (self.sizes if self.all_levels else self.sizes[:-1])
     ]
     self.norms = [layers.RMSNorm() for _ in self.sizes]
     self.heads = [
@@ -51,9 +54,16 @@ class Codes(nn.Module):
       self.bos[None, None], (*codes.shape[:2], self.d_model)
     )
     embedded = [
-      table(codes[..., level]) for level, table in enumerate(self.tables)
+      self.embed(level, codes[..., level])
+      for level in range(len(self.sizes) - 1)
     ]
     return jnp.stack([bos, *embedded], axis=2).astype(self.dtype)
+
+  def embed(
+    self, level: int, codes: Int[Array, "*batch"]
+  ) -> Float[Array, "*batch D"]:
+    """Embeddings of one level's codes, in float32."""
+    return self.tables[level](codes)
 
   def step_input(
     self, level: int, previous: Int[Array, "B W"] | None, rows: int
@@ -68,7 +78,7 @@ class Codes(nn.Module):
     if level == 0:
       x = jnp.broadcast_to(self.bos[None, None], (rows, 1, self.d_model))
     else:
-      x = self.tables[level - 1](previous)
+      x = self.embed(level - 1, previous)
     return x[:, :, None].astype(self.dtype)
 
   def logits(

@@ -78,7 +78,14 @@ class ContextEmbedding(nn.Module):
     """Concatenated embeddings; the width depends on what the tables have."""
     parts = self._codes(batch, catalogue)
     if self.item_embed_dim:
-      parts.append(self._item(batch.items))
+      parts.append(
+        id_table.ItemTable(
+          self.num_items,
+          self.item_embed_dim,
+          self.item_table_rows,
+          name="item",
+        )(batch.items)
+      )
     for name, size in self.item_features:
       values = jnp.take(catalogue.features[name], batch.items, axis=0)
       parts.append(self._feature(f"item_{name}", size, values))
@@ -105,16 +112,6 @@ class ContextEmbedding(nn.Module):
         )(codes[..., level])
       parts.append(jnp.where(is_item, rows, 0.0))
     return parts
-
-  def _item(self, items):
-    hashed = self.item_table_rows > 0
-    table = id_table.HashedEmbedding if hashed else layers.Embedding
-    return table(
-      self.item_table_rows or layers.table_rows(self.num_items),
-      self.item_embed_dim,
-      ("items", "table"),
-      name="item",
-    )(items)
 
   def _feature(self, name, size, values):
     return layers.Embedding(

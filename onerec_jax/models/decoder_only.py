@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, codes, fused_attention, layers, moe
+from onerec_jax.models import attention, fused_attention, layers, moe
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 

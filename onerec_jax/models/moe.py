@@ -268,7 +268,7 @@ def _experts(
   return total.astype(x.dtype)
 
 
-def balance(params: Any, loads: Any, rate: float) -> Any:
+def balance(params: Any, loads: Any, rate: float | Float[Array, ""]) -> Any:
   """Moves the balancing biases: b_i += rate · sign(mean load − load_i).
 
   Args:

@@ -8,7 +8,8 @@ import jax
 from flax import linen as nn
 
 from onerec_jax import files, semantic_ids
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import shards
 from onerec_jax.inference import assemble
 from onerec_jax.models import registry
 from onerec_jax.scaling import sweep as sweeps
@@ -94,8 +95,8 @@ def _sizes(config, workdir, prepared, fingerprint):
   if fingerprint:
     sids = _load_ids(semantic_ids.find(workdir, fingerprint))
   system = assemble.assemble(config, prepared, sids)
-  batch = pipeline.request_batch(
-    [], [], [], sorted(pipeline.feature_sizes(prepared)), config.pipeline, 1
+  batch = rows_lib.request_batch(
+    [], [], [], sorted(rows_lib.feature_sizes(prepared)), config.pipeline, 1
   )
   shapes = jax.eval_shape(
     lambda key, *args: nn.unbox(system.model.init(key, *args)),

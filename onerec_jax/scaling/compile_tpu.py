@@ -150,10 +150,12 @@ def train_step(programs: Programs) -> roofline.Report:
     )
   batch = _batch(rows, pipeline.row_positions, pipeline.row_targets)
   catalogue, index = _tables(programs)
-  schedule = optimizer.make_schedule(
-    config.optimizer, registry.block_parameters(model), NUM_STEPS
+  length = registry.block_parameters(model), NUM_STEPS
+  tx = optimizer.make_optimizer(
+    config.optimizer,
+    optimizer.make_schedule(config.optimizer, *length),
+    optimizer.make_table_schedule(config.optimizer, *length),
   )
-  tx = optimizer.make_optimizer(config.optimizer, schedule)
   params = state.abstract_params(model, batch, catalogue)
   count = _int32()
   boxed = state.TrainState(

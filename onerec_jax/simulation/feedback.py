@@ -19,6 +19,7 @@ import dataclasses
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
+from scipy import special
 
 from onerec_jax.simulation.affinity import sigmoid, slate_utilities
 from onerec_jax.simulation.state import State
@@ -39,6 +40,8 @@ LONG_VIEW_MS = 18_000
 
 _DURATION_POWER = 0.6
 _REFERENCE_MS = 30_000
+_CLICKED, _PASSED = -0.4, -2.0
+_NOISE = 0.6
 _PRICE_SCALE = 40.0
 NUM_UNIFORMS = 2 + len(RATES)
 """Uniform draws an impression needs, beside one normal draw."""
@@ -98,13 +101,34 @@ def draw(
   return Feedback(satisfaction, click, play_time, flags)
 
 
+def expected_play_time(
+  world: World,
+  items: Int32[np.ndarray, "..."],
+  satisfaction: Float32[np.ndarray, "..."],
+) -> Float32[np.ndarray, "..."]:
+  """Mean play time in ms, over clicks and noise; whole ms are not rounded.
+
+  With share = e^(μ + σε) until the whole item is watched,
+  E min(1, share) = e^(μ + σ²/2)·Φ(−μ/σ − σ) + Φ(μ/σ).
+  """
+  duration = world.item_duration[items]
+  long = (_DURATION_POWER - 1) * np.log(duration / _REFERENCE_MS)
+  total = 0.0
+  for will, odds in ((_CLICKED, satisfaction), (_PASSED, 1 - satisfaction)):
+    log_share = will + satisfaction - 0.5 + long
+    z = log_share / _NOISE
+    mean = np.exp(log_share + _NOISE**2 / 2) * special.ndtr(-z - _NOISE)
+    total = total + odds * (mean + special.ndtr(z))
+  return (duration * total).astype(np.float32)
+
+
 def _play_time(
   duration: np.ndarray,
   satisfaction: np.ndarray,
   click: np.ndarray,
   normals: np.ndarray,
 ) -> np.ndarray:
-  will = np.where(click, np.float32(-0.4), np.float32(-2.0))
-  share = np.exp(will + satisfaction - 0.5 + 0.6 * normals)
+  will = np.where(click, np.float32(_CLICKED), np.float32(_PASSED))
+  share = np.exp(will + satisfaction - 0.5 + _NOISE * normals)
   share = share * (duration / _REFERENCE_MS) ** (_DURATION_POWER - 1)
   return np.floor(duration * np.minimum(share, 1.0)).astype(np.int64)

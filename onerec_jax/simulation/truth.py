@@ -20,11 +20,19 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
 from onerec_jax.simulation import affinity
-from onerec_jax.simulation.feedback import Feedback
-from onerec_jax.simulation.policies import PlackettLucePolicy, Slate
+from onerec_jax.simulation.feedback import Feedback, expected_play_time
+from onerec_jax.simulation.policies import (
+  GreedyTruePolicy,
+  PlackettLucePolicy,
+  Policy,
+  Slate,
+)
 from onerec_jax.simulation.state import State
 from onerec_jax.simulation.step import run
 from onerec_jax.simulation.world import World
+
+_MOST_REQUESTS = 1 << 32
+"""Of one user in a log: user and request number make one integer."""
 
 
 def true_preference(
@@ -46,6 +54,89 @@ def true_slate_value(
   """Expected clicks of whole requests, repeated topics counted down."""
   utility = affinity.slate_utilities(world, state, users, items)
   return affinity.sigmoid(utility).sum(axis=1)
+
+
+def session_values(
+  world: World,
+  policy: Policy,
+  users: Int32[np.ndarray, "Q"],
+  requests: Int64[np.ndarray, "Q"],
+  items: Int32[np.ndarray, "Q slots"],
+  num_days: int | None = None,
+) -> dict[str, Float32[np.ndarray, "Q"]]:
+  """What given sessions would have been worth at requests of a log.
+
+  Plays the days again and, at each request asked for, values three sessions in
+  the user's state of that moment: the one given, the one the log shows, and
+  the greedy oracle's.
+
+  Args:
+    world: the world.
+    policy: the policy that made the log.
+    users: user numbers.
+    requests: how many requests the user had made before.
+    items: the sessions, as many items as the world's requests have slots.
+    num_days: days of the log; `config.num_days` if not given.
+
+  Returns:
+    `clicks` (expected number) and `watch_s` (expected play time in seconds)
+    of the sessions given, and the same with `logged_` and `oracle_` before.
+
+  Raises:
+    ValueError: the log has no such request.
+  """
+  asked = users.astype(np.int64) * _MOST_REQUESTS + requests
+  order = np.argsort(asked)
+  made = np.zeros(world.config.num_users, np.int64)
+  oracle = GreedyTruePolicy(world)
+  values: dict[str, np.ndarray] = {}
+
+  def observe(
+    state: State,
+    users: np.ndarray,
+    requests: np.ndarray,
+    slate: Slate,
+    given: Feedback,
+  ) -> None:
+    del requests, given
+    key = users * np.int64(_MOST_REQUESTS) + made[users]
+    made[users] += 1
+    place = np.searchsorted(asked[order], key)
+    place = np.minimum(place, len(order) - 1)
+    here = asked[order][place] == key
+    rows, who = order[place[here]], users[here]
+    best = oracle(state, who, np.zeros(slate.items[here].shape))
+    for prefix, sessions in (
+      ("", items[rows]),
+      ("logged_", slate.items[here]),
+      ("oracle_", best.items),
+    ):
+      for name, value in _worth(world, state, who, sessions).items():
+        unknown = np.full(len(asked), np.nan, np.float32)
+        values.setdefault(prefix + name, unknown)[rows] = value
+
+  run(world, policy, num_days, observe=observe)
+  missing = np.isnan(values.get("clicks", np.full(len(asked), np.nan)))
+  if missing.any():
+    row = int(missing.argmax())
+    raise ValueError(
+      f"user {users[row]} makes no request {requests[row]} in the log; value "
+      "requests of this world, prepared with all its events"
+    )
+  return values
+
+
+def _worth(
+  world: World, state: State, users: np.ndarray, sessions: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Expected clicks and seconds of whole sessions."""
+  utility = affinity.slate_utilities(world, state, users, sessions)
+  satisfaction = affinity.sigmoid(utility)
+  watch = expected_play_time(world, sessions, satisfaction)
+  return {
+    "clicks": satisfaction.sum(axis=1),
+    "watch_s": watch.sum(axis=1) / 1000,
+  }
 
 
 def next_event_probabilities(

@@ -48,7 +48,7 @@ def adamw(
   decayed: Any,
   eps: float = 1e-8,
 ) -> optax.GradientTransformationExtraArgs:
-  """AdamW; `update` takes `finite`: where it is False, nothing changes.
+  """AdamW; where `update` is given `finite=False`, nothing changes.
 
   Args:
     schedule: learning rate by update.
@@ -63,7 +63,9 @@ def adamw(
     zeros = lambda: jax.tree.map(jnp.zeros_like, params)
     return AdamState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
-  def update(updates, state, params, *, finite: Bool[Array, ""], **_):
+  def update(
+    updates, state, params, *, finite: Bool[Array, ""] | bool = True, **_
+  ):
     count = optax.safe_increment(state.count)
     keep = lambda new, old: jnp.where(finite, new, old)
     mu = jax.tree.map(

@@ -29,6 +29,9 @@ from onerec_jax.training.metrics_writer import MetricsWriter
 PREEMPTED = 75
 """Exit status after a preemption: try again later (sysexits.h)."""
 
+_TRACE_FROM = 10
+"""Step of this start that training.profile_steps counts from."""
+
 Validate = Callable[[Any], dict[str, float]]
 
 
@@ -78,7 +81,7 @@ def train(
     config: the experiment.
     run: directory of the run.
     model: what to train.
-    dataset: endless batches of this process.
+    dataset: endless; of each batch the rows that this process's devices hold.
     steps_per_epoch: of the dataset.
     catalogue: item tables; numpy or device arrays.
     index: prefix index (a pytree) or None.
@@ -94,76 +97,52 @@ def train(
     SystemExit: with status 75 after SIGTERM, once the state is saved.
   """
   run = pathlib.Path(run)
-  settings = config.training
-  num_steps = settings.num_steps or max(
-    1, round(settings.num_epochs * steps_per_epoch)
-  )
   # Before a mesh is in force: this measures one device.
-  peak = throughput.device_peak()
-  hardware = peak, throughput.measure_matmul() if peak is None else None
+  hardware = throughput.hardware()
   iterator = iter(dataset)
   example = put_batch(next(iter(dataset)), partitioning.batch_sharding(mesh))
-  whole = partitioning.replicated(mesh)
-  catalogue, index = jax.device_put((catalogue, index), whole)
-  schedule = optimizer.make_schedule(
-    config.optimizer, registry.block_parameters(model), num_steps
+  catalogue, index = jax.device_put(
+    (catalogue, index), partitioning.replicated(mesh)
   )
-  tx = optimizer.make_optimizer(config.optimizer, schedule)
   with (
     jax.set_mesh(mesh),
     checkpoint.TrainingCheckpoints(
-      run / "checkpoints", settings.keep_checkpoints
+      run / "checkpoints", config.training.keep_checkpoints
     ) as checkpoints,
   ):
-    train_state, shardings, abstract_state = state.create(
-      model, tx, example, catalogue, settings.seed, mesh
-    )
-    progress = Progress()
-    start = checkpoints.latest_step or 0
-    if start:
-      # The format first: a newer one may well not restore either.
-      progress = Progress(**checkpoints.metadata(start)["progress"])
-      train_state = checkpoints.restore(start, abstract_state, iterator)
-    step_fn = step.compile_step(
-      functools.partial(
-        step.train_step,
-        loss_fn=losses.make_loss(model),
-        tx=tx,
-        seed=settings.seed,
-        microbatches=settings.microbatches,
-        balance_rate=registry.balance_rate(config.model),
-      ),
-      shardings, mesh, catalogue, index,
-    )  # fmt: skip
     loop = _Loop(
-      config, run, model, mesh, checkpoints, iterator, validate, progress,
-      MetricsWriter(run, start), steps_per_epoch, num_steps, schedule, hardware,
+      config, run, model, mesh, checkpoints, iterator, validate,
+      steps_per_epoch, hardware,
     )  # fmt: skip
-    parameters = state.num_parameters(train_state.params)
-    loop.writer.say(
-      f"{config.name}: {parameters:,} parameters, {num_steps} steps "
-      f"({num_steps / steps_per_epoch:.1f} epochs) on "
-      f"{mesh.devices.size} × {jax.devices()[0].device_kind}"
-      + (f", resumed at step {start}" if start else "")
-    )
-    return loop.run(train_state, step_fn, catalogue, index, start)
+    train_state, shardings = loop.begin(example, catalogue)
+    step_fn = loop.compile(shardings, catalogue, index)
+    return loop.run(train_state, step_fn, catalogue, index)
 
 
 class _Loop:
   """The mutable part of a run: clock, window, preemption flag."""
 
   def __init__(
-    self, config, run, model, mesh, checkpoints, iterator, validate, progress,
-    writer, steps_per_epoch, num_steps, schedule, hardware,
+    self, config, run, model, mesh, checkpoints, iterator, validate,
+    steps_per_epoch, hardware,
   ):  # fmt: skip
     self.config, self._run, self._mesh = config, run, mesh
+    self._model, self._validate = model, validate
     self._checkpoints, self._iterator = checkpoints, iterator
-    self._validate, self._progress = validate, progress
-    self.writer, self._schedule = writer, schedule
-    self._steps_per_epoch, self._num_steps = steps_per_epoch, num_steps
     settings = config.training
+    self._steps_per_epoch = steps_per_epoch
+    self._num_steps = settings.num_steps or max(
+      1, round(settings.num_epochs * steps_per_epoch)
+    )
     self._validate_every = settings.validate_every or steps_per_epoch
     self._save_every = settings.checkpoint_every or self._validate_every
+    length = registry.block_parameters(model), self._num_steps
+    self._schedule = optimizer.make_schedule(config.optimizer, *length)
+    self._tx = optimizer.make_optimizer(
+      config.optimizer,
+      self._schedule,
+      optimizer.make_table_schedule(config.optimizer, *length),
+    )
     pipeline = config.pipeline
     # Forward plus backward: three times the forward matrix products.
     self._step_flops = 3.0 * registry.forward_flops(
@@ -174,24 +153,64 @@ class _Loop:
     )
     self._peak, self._matmul = hardware
     self._preempted = self._tracing = False
-    self._window = Window()
+    self._progress, self._window = Progress(), Window()
 
-  def run(self, train_state, step_fn, catalogue, index, start) -> Progress:
-    """Steps from `start` to the end."""
+  def begin(self, example, catalogue):
+    """The state to start from, and its shardings: restored, or fresh."""
+    settings = self.config.training
+    train_state, shardings, abstract_state = state.create(
+      self._model, self._tx, example, catalogue, settings.seed, self._mesh
+    )
+    self._start = self._checkpoints.latest_step or 0
+    if self._start:
+      # The format first: a newer one may well not restore either.
+      metadata = self._checkpoints.metadata(self._start)
+      self._progress = Progress(**metadata["progress"])
+      train_state = self._checkpoints.restore(
+        self._start, abstract_state, self._iterator
+      )
+    self.writer = MetricsWriter(self._run, self._start)
+    parameters = state.num_parameters(train_state.params)
+    self.writer.say(
+      f"{self.config.name}: {parameters:,} parameters, {self._num_steps} steps "
+      f"({self._num_steps / self._steps_per_epoch:.1f} epochs) on "
+      f"{self._mesh.devices.size} × {jax.devices()[0].device_kind}"
+      + (f", resumed at step {self._start}" if self._start else "")
+    )
+    return train_state, shardings
+
+  def compile(self, shardings, catalogue, index) -> step.StepFn:
+    """The step, to be compiled at its first call."""
+    settings = self.config.training
+    train_step = functools.partial(
+      step.train_step,
+      loss_fn=losses.make_loss(self._model),
+      tx=self._tx,
+      seed=settings.seed,
+      microbatches=settings.microbatches,
+      balance_rate=registry.balance_rate(self.config.model),
+    )
+    return step.compile_step(
+      train_step, shardings, self._mesh, catalogue, index
+    )
+
+  def run(self, train_state, step_fn, catalogue, index) -> Progress:
+    """Steps to the end."""
     if self._stopped_early():  # and was cut off before it could say so
       return self._progress
     several = jax.process_count() > 1
     if not several:
       # With several, JAX's coordination service listens for the signal.
       previous = signal.signal(signal.SIGTERM, self._on_sigterm)
-    sharding = partitioning.batch_sharding(self._mesh)
+    start, sharding = self._start, partitioning.batch_sharding(self._mesh)
     try:
       for done in range(start + 1, self._num_steps + 1):
-        self._profile(done - start)
+        self._profile(done - start, train_state)
         clock = time.perf_counter()
-        batch = put_batch(next(self._iterator), sharding)
-        with jax.transfer_guard("disallow"):
-          train_state, sums = step_fn(train_state, batch, catalogue, index)
+        with jax.profiler.StepTraceAnnotation("train", step_num=done):
+          batch = put_batch(next(self._iterator), sharding)
+          with jax.transfer_guard("disallow"):
+            train_state, sums = step_fn(train_state, batch, catalogue, index)
         self._window.sums.append(sums)
         if several:
           self._preempted = multihost_utils.reached_preemption_sync_point(done)
@@ -308,12 +327,17 @@ class _Loop:
       f"{metrics[select]:.4f}" + (" (best so far)" if better else "")
     )
 
-  def _profile(self, step_of_run):
+  def _profile(self, step_of_run, train_state):
+    """Opens and closes the trace where its steps begin and end."""
     steps = self.config.training.profile_steps
-    if steps and step_of_run == 10:
+    if not steps or step_of_run not in (_TRACE_FROM, _TRACE_FROM + steps):
+      return
+    # Steps run behind their calls; the trace is to hold its own, and all of it.
+    jax.block_until_ready(train_state)
+    if step_of_run == _TRACE_FROM:
       jax.profiler.start_trace(str(self._run / "profile"))
       self._tracing = True
-    elif step_of_run == 10 + steps:
+    else:
       self._end_profile()
 
   def _end_profile(self):

@@ -64,7 +64,7 @@ def train_step(
   index: Any,
   *,
   loss_fn: losses.LossFn,
-  tx: optax.GradientTransformation,
+  tx: optax.GradientTransformationExtraArgs,
   seed: int,
   microbatches: int = 1,
   balance_rate: float = 0.0,
@@ -87,17 +87,14 @@ def train_step(
   )
   norm = optax.global_norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(sums["loss"])
-  updates, opt_state = tx.update(grads, state.opt_state, state.params)
+  updates, opt_state = tx.update(
+    grads, state.opt_state, state.params, finite=finite
+  )
   params = optax.apply_updates(state.params, updates)
   loads = sums.pop("loads", None)
   if loads:
-    params = moe.balance(params, loads, balance_rate)
+    params = moe.balance(params, loads, jnp.where(finite, balance_rate, 0.0))
     sums["max_expert_load"] = moe.max_load(loads)
-  params, opt_state = jax.tree.map(
-    lambda new, old: jnp.where(finite, new, old),
-    (params, opt_state),
-    (state.params, state.opt_state),
-  )
   nonfinite = 1 - finite.astype(jnp.int32)
   state = TrainState(
     state.step + 1, params, opt_state, state.skipped + nonfinite

@@ -26,6 +26,12 @@ def device_peak() -> float | None:
   return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
+def hardware() -> tuple[float | None, float | None]:
+  """The device's peak where it is known, else what a matmul reaches."""
+  peak = device_peak()
+  return peak, measure_matmul() if peak is None else None
+
+
 def measure_matmul(size: int = 768, repeats: int = 5) -> float:
   """FLOP/s of a float32 matrix product on this host, best of `repeats`."""
   x = jnp.ones((size, size), jnp.float32)

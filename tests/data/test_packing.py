@@ -84,6 +84,35 @@ def test_request_segments(case):
   assert sorted(found) == sorted(request)
 
 
+@settings(max_examples=300, deadline=None)
+@given(request_cases())
+def test_history_segments_predict_their_context_too(case):
+  users, first, stop, positions, targets, history = case
+  segments = packing.history_segments(
+    users, first, stop, positions, targets + history, history
+  )
+  found = []
+  for i in range(len(segments)):
+    events = (segments.first_target[i], segments.stop[i])
+    found.append((int(segments.user[i]), int(segments.start[i]), *events))
+    context = segments.positions[i] - 1
+    assert events[1] - events[0] <= targets + history
+    assert segments.start[i] + context <= max(events[0], events[1] - 1)
+  expected = []
+  for user, begin, end in zip(users, first, stop):
+    start = max(0, begin - history)
+    for part in range(begin, end, targets):
+      part_end = min(part + targets, end)
+      expected.append((user, start, start if part == begin else part, part_end))
+  assert found == expected
+
+
+def test_a_row_must_hold_the_predicted_history():
+  zero, three = np.asarray([0]), np.asarray([3])
+  with pytest.raises(ValueError, match=r"row_targets=4 .*max_history=4"):
+    packing.history_segments(zero, zero, three, 8, 4, 4)
+
+
 def next_fit(positions, targets, row_positions, row_targets):
   """Rows of the simplest rule: close the row when the next does not fit."""
   rows, room, target_room = 0, 0, 0
@@ -117,6 +146,19 @@ def test_pack_places_every_segment_once_within_capacity(case):
     assert targets[row].sum() <= row_targets
   again = packing.pack(*case)
   assert [r.tolist() for r in rows] == [r.tolist() for r in again]
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces())
+def test_pack_in_order_is_next_fit(case):
+  positions, targets, *sizes = case
+  rows = packing.pack_in_order(*case)
+  placed = np.concatenate([np.zeros(0, int), *rows])
+  np.testing.assert_array_equal(placed, np.arange(len(positions)))
+  assert len(rows) == next_fit(*case)
+  for row in rows:
+    assert positions[row].sum() <= sizes[0]
+    assert targets[row].sum() <= sizes[1]
 
 
 @settings(max_examples=500, deadline=None)

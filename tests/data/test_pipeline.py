@@ -15,6 +15,7 @@ from onerec_jax import config as config_lib
 from onerec_jax import files
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.data import pipeline, shards
+from onerec_jax.data import rows as rows_lib
 
 
 def _user(user, rng, longest):
@@ -32,6 +33,8 @@ def _user(user, rng, longest):
     split=split,
     # Requests of one to four events; some straddle two splits.
     request=np.cumsum(rng.random(n) < 0.4).astype(np.int32),
+    positive=items % 3 == 0,
+    session=np.ones(n, bool),
     features={"rating": items % 7, "click": items % 3},
     user_features={"age": user + 1},
   )
@@ -88,10 +91,8 @@ def _config(**changes):
   return config_lib.PipelineConfig(**{**values, **changes})
 
 
-def _batches(world, config, count, seed=0, process=0, num_processes=1):
-  dataset, _ = pipeline.training_dataset(
-    world[0], config, seed, process, num_processes
-  )
+def _batches(world, config, count, seed=0, held=None):
+  dataset, _ = pipeline.training_dataset(world[0], config, seed, held)
   return list(itertools.islice(iter(dataset), count))
 
 
@@ -240,19 +241,60 @@ def test_order_is_a_function_of_the_seed_and_new_each_epoch(world):
     assert one != two
 
 
-@pytest.mark.parametrize("processes", [2, 4])
-def test_processes_share_the_global_batch(world, processes):
+@pytest.mark.parametrize(
+  "held",
+  [
+    [[0, 1, 2, 3]],
+    [[0, 1], [2, 3]],
+    [[0], [1], [2], [3]],
+    # As where the devices of a host are no neighbours on the mesh, and where
+    # one axis of it keeps two processes at the same rows.
+    [[0, 3], [1, 2]],
+    [[0, 1], [0, 1], [2, 3], [2, 3]],
+  ],
+  ids=str,
+)
+def test_processes_share_the_global_batch(world, held):
   """Step by step, the pieces make up the batch of one process."""
   config = _config()
   whole = _batches(world, config, 12)
-  parts = [
-    _batches(world, config, 12, process=p, num_processes=processes)
-    for p in range(processes)
-  ]
-  for step, batch in enumerate(whole):
-    rows = _rows(batch)
-    for p in range(processes):
-      assert _rows(parts[p][step]) == rows[p::processes]
+  for rows in held:
+    part = _batches(world, config, 12, held=np.asarray(rows))
+    for step, batch in enumerate(whole):
+      assert _rows(part[step]) == [_rows(batch)[row] for row in rows]
+
+
+def test_the_batch_of_a_step_is_a_piece_of_one_sequence(world):
+  """Of the rows in grain's own order, whatever the size of a batch."""
+  prepared, _ = world
+  config = _config()
+  singles = _batches(world, _config(batch_size=1), 80)
+  sequence = [_rows(batch)[0] for batch in singles]
+  for step, batch in enumerate(_batches(world, config, 20)):
+    assert _rows(batch) == sequence[4 * step : 4 * step + 4]
+  assert len(set(sequence)) < 60, "less than two epochs: weak data"
+
+
+@pytest.mark.parametrize("before", [1, 2, 4])
+@pytest.mark.parametrize("after", [1, 2, 4])
+def test_another_number_of_processes_goes_on(world, before, after):
+  """The place of one process's iterator is that of all, of any number."""
+  config = _config()
+  whole = _batches(world, config, 12)
+  places = []
+  for rows in np.split(np.arange(4), before):
+    dataset, _ = pipeline.training_dataset(world[0], config, 0, rows)
+    iterator = iter(dataset)
+    for _ in range(7):
+      next(iterator)
+    places.append(iterator.get_state())
+  assert places == [places[0]] * before
+  for rows in np.split(np.arange(4), after):
+    dataset, _ = pipeline.training_dataset(world[0], config, 0, rows)
+    iterator = iter(dataset)
+    iterator.set_state(places[0])
+    for batch in whole[7:]:
+      assert _rows(next(iterator)) == [_rows(batch)[row] for row in rows]
 
 
 def test_resumes_from_any_step(world):
@@ -264,10 +306,8 @@ def test_resumes_from_any_step(world):
 
 def test_pipeline_errors(world, tmp_path):
   prepared, _ = world
-  with pytest.raises(ValueError, match="batch_size=4.*3 processes"):
-    pipeline.training_dataset(prepared, _config(), 0, 0, 3)
-  with pytest.raises(ValueError, match="targets='session'.*next_item"):
-    pipeline.training_dataset(prepared, _config(targets="session"), 0)
+  with pytest.raises(ValueError, match="targets='sessions'.*next_item"):
+    pipeline.training_dataset(prepared, _config(targets="sessions"), 0)
   with pytest.raises(ValueError, match="max_history=12"):
     pipeline.training_dataset(prepared, _config(max_history=12), 0)
   record = world[1][0]
@@ -337,13 +377,13 @@ def test_evaluation_asks_every_event_once(world, split, users):
 def test_requests_make_the_rows_of_evaluation(world):
   prepared, records = world
   config = _config()
-  names = sorted(pipeline.feature_sizes(prepared))
+  names = sorted(rows_lib.feature_sizes(prepared))
   for batch, queries in pipeline.evaluation_batches(
     prepared, pipeline.TEST, config, 5
   ):
     asked = [records[u - 1] for u in queries.user if u]
     histories = queries.seen[: len(asked)]
-    made = pipeline.request_batch(
+    made = rows_lib.request_batch(
       histories,
       [{k: v[: len(h)] for k, v in r.features.items()}
        for r, h in zip(asked, histories)],
@@ -360,9 +400,9 @@ def test_requests_make_the_rows_of_evaluation(world):
 def test_an_empty_history_shows_the_user_token(world):
   config = _config()
   empty = np.zeros(0, np.int32)
-  batch = pipeline.request_batch(
+  batch = rows_lib.request_batch(
     [empty], [{"rating": empty, "click": empty}], [{"age": 4}],
-    sorted(pipeline.feature_sizes(world[0])), config, 2,
+    sorted(rows_lib.feature_sizes(world[0])), config, 2,
   )  # fmt: skip
   (row,) = _see(batch.replace(targets=np.asarray([[7], [0]], np.int32)))
   assert row[0] == 0

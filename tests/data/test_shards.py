@@ -28,6 +28,8 @@ def records(draw):
     timestamps=array(np.int64),
     split=array(np.int8),
     request=array(np.int32),
+    positive=array(bool),
+    session=array(bool),
     features={
       name: array(np.int32) for name in draw(st.sets(st.sampled_from("abc")))
     },
@@ -39,7 +41,14 @@ def assert_equal(one, other):
   assert one.user == other.user
   assert one.user_features == other.user_features
   assert one.features.keys() == other.features.keys()
-  for name in ("items", "timestamps", "split", "request"):
+  for name in (
+    "items",
+    "timestamps",
+    "split",
+    "request",
+    "positive",
+    "session",
+  ):
     a, b = getattr(one, name), getattr(other, name)
     assert a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)
@@ -69,6 +78,8 @@ def record(user):
     timestamps=items.astype(np.int64) * 10,
     split=np.zeros(n, np.int8),
     request=items - 1,
+    positive=items % 2 == 0,
+    session=items % 3 == 0,
     features={"rating": items * user},
     user_features={"age": user},
   )
@@ -105,6 +116,16 @@ def write(directory, num_users=11, num_shards=3):
   }
   files.write_json(directory / shards.MANIFEST, manifest)
   return manifest
+
+
+def test_older_format_is_refused(tmp_path):
+  manifest = write(tmp_path)
+  files.write_json(
+    tmp_path / shards.MANIFEST,
+    manifest | {"format_version": shards.FORMAT_VERSION - 1},
+  )
+  with pytest.raises(ValueError, match="run launch.prepare again"):
+    shards.PreparedData.open(tmp_path)
 
 
 def test_random_access_and_tables(tmp_path):

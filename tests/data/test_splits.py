@@ -16,6 +16,7 @@ def run(users, times, split):
     {
       "user_id": users,
       "timestamp_ms": times,
+      "request_id": pa.nulls(len(users), pa.string()),
       "source_row": list(range(len(users))),
       "dropped": [""] * len(users),
     }

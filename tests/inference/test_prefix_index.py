@@ -214,3 +214,41 @@ def test_build_says_what_is_wrong(codes, sizes, popularity, message):
       sizes,
       None if popularity is None else np.asarray(popularity),
     )
+
+
+@hypothesis.settings(max_examples=3, deadline=None)
+@hypothesis.given(**cases)
+def test_leaves_that_are_not_used_yet(seed, depth, num_items, dense):
+  """Counts of allowed leaves, and edges with one left, against prefixes."""
+  codes, sizes, _ = catalogue(seed, depth, num_items)
+  rng = np.random.default_rng(seed)
+  allowed = rng.random((2, num_items + 1)) < 0.6
+  index = built(codes, sizes, dense=dense)
+  levels, _ = walk(index)
+  restricted = prefix_index.restrict(index, jnp.asarray(allowed))
+  counts = prefix_index.count_leaves(restricted)
+  sids = [
+    {tuple(codes[i]) for i in range(1, num_items + 1) if row[i]}
+    for row in allowed
+  ]
+  # Two beams a request: one has used nothing, one some of what is allowed.
+  leaf = levels[-1]
+  used = np.full((2, 2, 3), -1, np.int32)
+  spent = [[set(), set(sorted(s)[:3])] for s in sids]
+  for row in range(2):
+    for place, sid in enumerate(sorted(spent[row][1])):
+      used[row, 1, place] = leaf[sid]
+  for level in range(depth):
+    prefixes = list(levels[level])
+    edge = np.asarray([levels[level][p] for p in prefixes] + [-1], np.int32)
+    edges = np.broadcast_to(edge, (2, 2, len(edge)))
+    found = prefix_index.has_unused(
+      restricted, counts, jnp.asarray(used), level, jnp.asarray(edges)
+    )
+    for row, beam in np.ndindex(2, 2):
+      left = sids[row] - spent[row][beam]
+      below = lambda p, sids: sum(s[: len(p)] == p for s in sids)
+      want = [below(p, left) > 0 for p in prefixes] + [False]
+      assert np.asarray(found[row, beam]).tolist() == want
+      got = np.asarray(counts[level])[row, edge[:-1]].tolist()
+      assert got == [below(p, sids[row]) for p in prefixes]

@@ -19,7 +19,8 @@ from flax import linen as nn
 
 from onerec_jax import checkpoint, files, model_configs, partitioning, workflow
 from onerec_jax import config as config_lib
-from onerec_jax.data import features, pipeline
+from onerec_jax.data import features
+from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble, beam_search, recommendation_tables
 from onerec_jax.inference.recommender import Recommender, Request
 
@@ -74,8 +75,8 @@ def workdir(tmp_path_factory):
     config = config_of(folder, name)
     system = workflow.assembled(config, folder)
     prepared, sids = system.prepared, system.semantic_ids
-    batch = pipeline.request_batch(
-      [], [], [], list(pipeline.feature_sizes(prepared)), config.pipeline, 1
+    batch = rows_lib.request_batch(
+      [], [], [], list(rows_lib.feature_sizes(prepared)), config.pipeline, 1
     )
     params = jax.jit(
       lambda key, batch, catalogue, model=system.model: nn.unbox(
@@ -117,7 +118,7 @@ def ranking(workdir, recommender, rows, city):
   prepared = system.prepared
   dense = prepared.item_index
   bucketing = prepared.manifest["bucketing"]
-  batch = pipeline.request_batch(
+  batch = rows_lib.request_batch(
     [np.asarray([dense[row["item_id"]] for row in rows], np.int32)],
     [
       features.event_features(
@@ -127,7 +128,7 @@ def ranking(workdir, recommender, rows, city):
       )
     ],
     [features.user_features(bucketing, {"city": city})],
-    sorted(pipeline.feature_sizes(prepared)),
+    sorted(rows_lib.feature_sizes(prepared)),
     system.config.pipeline,
     1,
   )

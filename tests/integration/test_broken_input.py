@@ -19,7 +19,8 @@ import launch.flags
 from launch import prepare as program
 from onerec_jax import checkpoint, files, model_configs, workflow
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import shards
 from onerec_jax.inference import assemble
 from onerec_jax.inference.recommender import Recommender, Request
 from tests import worlds
@@ -211,8 +212,8 @@ def run(tmp_path_factory):
   config = worlds.config(worlds.write_csv(folder / "raw", users=12))
   config.model = model_configs.SASRecConfig(num_layers=1, d_model=8, d_ff=8)
   system = workflow.assembled(config, folder)
-  names = sorted(pipeline.feature_sizes(system.prepared))
-  batch = pipeline.request_batch([], [], [], names, config.pipeline, 1)
+  names = sorted(rows_lib.feature_sizes(system.prepared))
+  batch = rows_lib.request_batch([], [], [], names, config.pipeline, 1)
   params = jax.jit(lambda *args: nn.unbox(system.model.init(*args)["params"]))(
     jax.random.key(0), batch, system.catalogue
   )

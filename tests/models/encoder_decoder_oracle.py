@@ -1,6 +1,6 @@
 """The encoder-decoder in plain numpy: loops over positions and heads.
 
-Written from V1 §2.3; `forward` shares no code with the library.
+Written from V1 §2.3; it shares no code with the library.
 """
 
 import numpy as np
@@ -56,7 +56,19 @@ def forward(model, params, batch, catalogue, row, target, token, events):
     events: positions of the events it sees, oldest first.
   """
   p = parts.float64(params)
-  H = model.num_heads
+  x = parts.code_inputs(p, catalogue, int(batch.targets[row, target]))
+  x = decode(model, p, batch, catalogue, row, token, events, x)
+  return parts.heads_of(p, x)
+
+
+def decode(model, p, batch, catalogue, row, token, events, x):
+  """Runs the decoder over its inputs; arguments as in `forward`.
+
+  Args:
+    p: parameters in float64.
+    x: a list of inputs [D], attending each to itself and those before it.
+  """
+  H, x = model.num_heads, list(x)
   # The whole segment is encoded; of that the target sees its own positions.
   z = _encode(model, p, batch, catalogue, row, token)
   positions = [token, *events]
@@ -67,7 +79,6 @@ def forward(model, params, batch, catalogue, row, target, token, events):
     ],
     axis=1,
   )
-  x = parts.code_inputs(p, catalogue, int(batch.targets[row, target]))
   for layer in range(model.decoder_layers):
     b = p[f"decoder_{layer}"]
     qkv = [
@@ -89,4 +100,4 @@ def forward(model, params, batch, catalogue, row, target, token, events):
       x[n] = x[n] + parts.feed_forward(
         b["ffn"], h, model.moe, model.feed_forward
       )
-  return parts.heads_of(p, x)
+  return x

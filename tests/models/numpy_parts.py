@@ -66,15 +66,19 @@ def distance_bias(p, distance, is_token):
 
 def embed(p, batch, catalogue, row, position):
   """The concatenated embedding of one context position."""
-  p = p["embedding"]
+  shared, p = p["codes"], p["embedding"]
   codes = np.asarray(catalogue.codes)
   category = np.asarray(catalogue.features["category"])
   item = int(batch.items[row, position])
-  width = p["codes_0"]["table"].shape[1]
   parts = []
   for level in range(len(tiny.CODEBOOK_SIZES)):
-    table = p[f"codes_{level}"]["table"]
-    parts.append(table[codes[item, level]] if item else np.zeros(width))
+    if "codes_0" in p:
+      table = p[f"codes_{level}"]["table"]
+    elif "tables_2" in shared:
+      table = shared[f"tables_{level}"]["table"]
+    else:
+      break
+    parts.append(table[codes[item, level]] if item else 0 * table[0])
   if "item" in p:
     table = p["item"]["table"]
     parts.append(table[item] if item else 0 * table[0])

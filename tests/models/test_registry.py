@@ -13,11 +13,13 @@ from onerec_jax.models import (
   lazy_decoder,
   registry,
   sasrec,
+  session_decoder,
 )
 
 KINDS = [
   (model_configs.LazyDecoderConfig, lazy_decoder.LazyDecoder),
   (model_configs.EncoderDecoderConfig, encoder_decoder.EncoderDecoder),
+  (model_configs.SessionDecoderConfig, session_decoder.SessionDecoder),
   (model_configs.DecoderOnlyConfig, decoder_only.DecoderOnly),
   (model_configs.SASRecConfig, sasrec.SASRec),
 ]
@@ -33,6 +35,8 @@ def test_every_field_of_the_config_reaches_the_model(cls, kind):
       setattr(config, field.name, not value)
     elif isinstance(value, float):
       setattr(config, field.name, value + 0.0625)
+    elif field.name == "attention":
+      config.attention = "fused"
   model = registry.create(config, 10, (4, 5), {"b": 2, "a": 3}, {"c": 4})
   assert type(model) is kind
   assert model.num_items == 10
@@ -51,7 +55,7 @@ def test_every_field_of_the_config_reaches_the_model(cls, kind):
 @pytest.mark.parametrize("cls", [cls for cls, _ in KINDS[:-1]])
 def test_a_config_that_changes_leaves_its_model_alone(cls):
   config = cls()
-  config.moe.num_experts = 8
+  config.moe.num_experts, config.moe.router = 8, "sigmoid"
   make = lambda: registry.create(config, 10, (4, 5), {}, {})
   model, twin = make(), make()
   before = hash(model)
@@ -109,6 +113,12 @@ def test_sizes_that_do_not_fit_are_named(changes, message):
 def test_what_generators_share_is_checked_in_all(cls, changes, message):
   with pytest.raises(ValueError, match=message):
     registry.create(cls(**changes), 10, (4, 4), {}, {})
+
+
+def test_a_session_has_items():
+  config = model_configs.SessionDecoderConfig(session_items=0)
+  with pytest.raises(ValueError, match=r"model\.session_items=0"):
+    registry.create(config, 10, (4, 4), {}, {})
 
 
 def test_feed_forwards_are_named():

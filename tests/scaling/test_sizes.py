@@ -51,6 +51,21 @@ def test_the_papers_loss_over_all_codes():
   assert (model.kv_layers, model.kv_split) == (1, 1)
 
 
+def test_a_size_may_have_a_table_of_item_ids():
+  """100M rows of 64: as many numbers of optimizer state as rows, by config."""
+  experiment = importlib.import_module("experiments.scaling.lazy_decoder")
+  plain, c = (experiment.get_config(arg) for arg in ("1B", "1B:id100M"))
+  model = c.model
+  assert (model.item_table_rows, model.item_embed_dim) == (100_000_000, 64)
+  assert model.item_embedding
+  assert c.optimizer.table_optimizer == "rowwise_adagrad"
+  assert c.name == "lazy_decoder_1B_id100M"
+  assert model.d_model == plain.model.d_model
+  assert not plain.model.item_embedding
+  with pytest.raises(ValueError, match="'100M': want a table of rows"):
+    experiment.get_config("1B:100M")
+
+
 def test_an_unknown_size_is_refused():
   for of_size in (
     sizes.lazy_decoder,

@@ -74,3 +74,31 @@ def test_long_view_is_eighteen_seconds_or_the_end(log):
   duration = world.item_duration[events.item]
   expected = (events.play_time >= 18_000) | (events.play_time == duration)
   np.testing.assert_array_equal(events.flags["long_view"], expected)
+
+
+def test_expected_play_time_is_the_mean_of_what_is_drawn(log):
+  """Every item and a range of satisfactions, against draws of the formula."""
+  world, _ = log
+  rng = np.random.default_rng(0)
+  items = np.arange(40, dtype=np.int32)
+  satisfaction = np.linspace(0.02, 0.98, 40, dtype=np.float32)
+  draws = 40_000
+  click = rng.random((draws, 40)) < satisfaction
+  w = np.where(click, -0.4, -2.0)
+  share = np.exp(w + satisfaction - 0.5 + 0.6 * rng.normal(size=(draws, 40)))
+  duration = world.item_duration[items]
+  watched = duration * np.minimum(1, share * (duration / 30_000) ** -0.4)
+  expected = feedback.expected_play_time(world, items, satisfaction)
+  error = watched.std(axis=0) / np.sqrt(draws)
+  assert (np.abs(watched.mean(axis=0) - expected) < 5 * error).all()
+
+
+def test_expected_play_time_is_that_of_the_log(log):
+  world, events = log
+  expected = feedback.expected_play_time(
+    world, events.item, events.satisfaction
+  )
+  difference = events.play_time - expected
+  error = difference.std() / np.sqrt(len(events))
+  # Whole milliseconds: half of one is lost.
+  assert abs(difference.mean() + 0.5) < 5 * error

@@ -204,3 +204,40 @@ def test_a_repeated_topic_lowers_a_request():
   np.testing.assert_allclose(
     value[0], (1 / (1 + np.exp(-logit))).sum(), rtol=1e-4
   )
+
+
+def test_session_values_are_those_of_the_moment_of_the_request():
+  """The log's own sessions get the satisfaction that the log was drawn from."""
+  config = SimulationConfig(num_users=12, num_items=40, num_days=2, slots=3)
+  world = World.create(config)
+  policy = LoggingPolicy.create(world)
+  _, events = run(world, policy)
+  # By (user, time): a user's requests in order, three events each.
+  order = np.lexsort((events.position, events.request, events.user))
+  events = events.take(order)
+  user = events.user[::3]
+  shown = events.item.reshape(-1, 3)
+  number = np.arange(len(user)) - np.searchsorted(user, user)
+  mine = (shown + 7) % 40
+  rows = np.random.default_rng(0).permutation(len(user))[:20]
+  found = truth.session_values(
+    world, policy, user[rows], number[rows].astype(np.int64), mine[rows]
+  )
+  clicks = events.satisfaction.reshape(-1, 3).sum(axis=1)
+  np.testing.assert_allclose(found["logged_clicks"], clicks[rows], atol=1e-4)
+  watch = feedback.expected_play_time(world, events.item, events.satisfaction)
+  np.testing.assert_allclose(
+    found["logged_watch_s"], watch.reshape(-1, 3).sum(axis=1)[rows] / 1000,
+    rtol=1e-4,
+  )  # fmt: skip
+  # Given the log's own sessions, both agree; given others, they do not.
+  again = truth.session_values(
+    world, policy, user[rows], number[rows].astype(np.int64), shown[rows]
+  )
+  np.testing.assert_allclose(again["clicks"], found["logged_clicks"], atol=1e-5)
+  assert not np.allclose(found["clicks"], found["logged_clicks"], atol=0.1)
+  assert found["oracle_clicks"].mean() > 1.2 * found["logged_clicks"].mean()
+  with pytest.raises(ValueError, match="user 3 makes no request 999"):
+    truth.session_values(
+      world, policy, np.asarray([3], np.int32), np.asarray([999]), mine[:1]
+    )

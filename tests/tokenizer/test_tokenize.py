@@ -27,7 +27,15 @@ def prepare(workdir, held_out_seed: int, titles=None) -> shards.PreparedData:
     order = np.arange(10)
     records.append(
       shards.UserRecord(
-        user, items, order, split, order.astype(np.int32), {}, {}
+        user,
+        items,
+        order,
+        split,
+        order.astype(np.int32),
+        np.ones(10, bool),
+        np.ones(10, bool),
+        {},
+        {},
       )
     )
   directory = workdir / "prepared"
