@@ -38,6 +38,8 @@ def draw(fits: Mapping[str, tuple[Points, Law]]) -> bytes:
   for plane, label in zip(planes, ("parameters", "training FLOPs")):
     plane.set_xlabel(label)
     plane.set_xscale("log")
+    # Of one or two decades matplotlib names every minor tick, over each other.
+    plane.xaxis.set_minor_formatter(ticker.NullFormatter())
     plane.set_yscale("log")
     # A loss spans far less than a decade: plain numbers, evenly spaced.
     plane.yaxis.set_major_locator(ticker.MaxNLocator(6))
