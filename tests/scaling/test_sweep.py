@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 FILE = """
 import pathlib
-from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.scaling import sweep
 from tests import worlds
 
