@@ -114,14 +114,19 @@ def _is_current(
 ) -> bool:
   manifest = shards.read_manifest(directory)
   if manifest["fingerprint"] != print_:
-    console.print(f"{directory}: inputs or config changed, preparing again")
+    console.print(
+      f"{directory}: inputs or config changed, preparing again", soft_wrap=True
+    )
     return False
   try:
     shards.verify(directory, manifest)
   except ValueError as error:
-    console.print(f"{error} (doing so)", markup=False)
+    console.print(f"{error} (doing so)", markup=False, soft_wrap=True)
     return False
-  console.print(f"{directory}: unchanged, skipped (fingerprint {print_})")
+  # A path breaks lines anywhere, and who greps the log finds half of it.
+  console.print(
+    f"{directory}: unchanged, skipped (fingerprint {print_})", soft_wrap=True
+  )
   return True
 
 
