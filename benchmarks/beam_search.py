@@ -86,11 +86,13 @@ def make_world() -> tuple[nn.Module, Any, Any, Catalogue, np.ndarray]:
   histories = rng.integers(
     1, _ITEMS.value + 1, (_BATCH.value, _HISTORY.value)
   ).astype(np.int32)
-  nothing = [{}] * _BATCH.value
+  marks = np.zeros(_HISTORY.value, bool)
   batch = rows_lib.request_batch(
-    list(histories), nothing, nothing, [],
-    config_lib.PipelineConfig(max_history=_HISTORY.value), _BATCH.value,
-  )  # fmt: skip
+    [rows_lib.History(items, {}, marks, {}) for items in histories],
+    [],
+    config_lib.PipelineConfig(max_history=_HISTORY.value),
+    _BATCH.value,
+  )
   catalogue = Catalogue(jnp.asarray(codes), {})
   params = nn.unbox(
     jax.jit(model.init)(jax.random.key(0), batch, catalogue)["params"]

@@ -125,12 +125,12 @@ def middle(
     part = [asked[i] for i in chosen[start : start + 32]]
     batches.append(
       rows_lib.request_batch(
-        [r.items[:n] for r, n in part],
-        [{k: v[:n] for k, v in r.features.items()} for r, n in part],
-        [r.user_features for r, _ in part],
-        sorted(rows_lib.feature_sizes(prepared)), settings, 32,
+        [rows_lib.before(prepared, *pair) for pair in part],
+        sorted(rows_lib.feature_sizes(prepared)),
+        settings,
+        32,
       )
-    )  # fmt: skip
+    )
   return Middle(at, *counts, batches)
 
 

@@ -103,6 +103,47 @@ class PrepareConfig:
   )
 
 
+@dataclasses.dataclass(unsafe_hash=True)
+class PathwaysConfig:
+  """Lengths of the user pathways (OneRec-V1 §2.2); 0 switches one off.
+
+  With all of them off the context is the plain history: what came before, up to
+  `pipeline.max_history`. Hashable, since modules hold a copy of it.
+  """
+
+  short: int = 0
+  """The latest events; the report: 20."""
+  positive: int = 0
+  """The latest events marked positive (`prepare.positive`); the report: 256."""
+  lifelong: int = 0
+  """Representatives of the whole history; the report: 2,000."""
+
+  @property
+  def on(self) -> bool:
+    """Whether the context is pathways and not the plain history."""
+    return self.positions > 1
+
+  @property
+  def positions(self) -> int:
+    """S of a row: the user token, then the pathways."""
+    return 1 + self.short + self.positive + self.lifelong
+
+
+@dataclasses.dataclass
+class LifelongConfig:
+  """Compression of lifelong histories (data/lifelong.py)."""
+
+  every: int = 1000
+  """Events of a user from one snapshot of the history to the next."""
+  max_events: int = 100_000
+  """The latest so many events are compressed."""
+  max_items: int = 20
+  """M: larger clusters are split."""
+  iterations: int = 10
+  """Of each k-means."""
+  seed: int = 0
+
+
 @dataclasses.dataclass
 class PipelineConfig:
   """Shards → batches. Several users share one row (see data/batch.py)."""
@@ -124,6 +165,9 @@ class PipelineConfig:
   """Targets `session`: divides `row_targets`."""
   order: str = "shuffled"
   """Of rows: `shuffled` anew each epoch, or `time`, a stream over all users."""
+  pathways: PathwaysConfig = dataclasses.field(default_factory=PathwaysConfig)
+  """Instead of the plain history; needs targets of requests. A row is then one
+  request, whatever `row_positions` and `max_history` say."""
 
 
 @dataclasses.dataclass
@@ -254,6 +298,8 @@ class Config:
   """Of the run, under <workdir>/models."""
   prepare: PrepareConfig = dataclasses.field(default_factory=PrepareConfig)
   pipeline: PipelineConfig = dataclasses.field(default_factory=PipelineConfig)
+  lifelong: LifelongConfig = dataclasses.field(default_factory=LifelongConfig)
+  """Read where pipeline.pathways.lifelong is above 0."""
   tokenizer: TokenizerConfig = dataclasses.field(
     default_factory=TokenizerConfig
   )

@@ -60,6 +60,10 @@ class GeneratorConfig:
   attention: str = "auto"
   """Of targets to their context: `plain`, or `fused`, one kernel for TPUs that
   gives the same; `auto`: fused on TPUs."""
+  lifelong_queries: int = 128
+  """N_q: positions that the lifelong pathway's Q-Former makes of a history."""
+  lifelong_layers: int = 2
+  """N_l, blocks of that Q-Former."""
   moe: MoEConfig = dataclasses.field(default_factory=MoEConfig)
 
 

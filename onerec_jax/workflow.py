@@ -1,7 +1,7 @@
 """The whole way, step by step: each skips what is done and still true.
 
-prepare → tokenize → train → evaluate → report. launch/*.py call these; so may
-you, from Python.
+prepare → tokenize (→ compress) → train → evaluate → report. launch/*.py call
+these; so may you, from Python.
 """
 
 import dataclasses
@@ -24,6 +24,7 @@ from onerec_jax.evaluation import report as report_page
 from onerec_jax.evaluation.result import Evaluation, location
 from onerec_jax.inference import assemble, retrieval
 from onerec_jax.models import registry
+from onerec_jax.tokenizer import histories
 from onerec_jax.tokenizer import tokenize as tokenizer
 from onerec_jax.training import loop, losses
 
@@ -47,6 +48,8 @@ def assembled(
   sids = None
   if registry.needs_semantic_ids(config.model):
     sids = tokenizer.tokenize(config.tokenizer, prepared, workdir)
+    if config.pipeline.pathways.lifelong:
+      prepared.snapshots = histories.compress(config, prepared, sids, workdir)
   if several and jax.process_index() == 0:
     multihost_utils.sync_global_devices("assembled")
   return assemble.assemble(config, prepared, sids)

@@ -29,7 +29,7 @@ def make_mesh(data, fsdp=1, tensor=1):
 def create(mesh, seed=0):
   """(state, its shapes with shardings) of a small model."""
   batch = rows_lib.request_batch(
-    [], [], [], ["rating"], config_lib.PipelineConfig(max_history=4), 8
+    [], ["rating"], config_lib.PipelineConfig(max_history=4), 8
   )
   settings = config_lib.OptimizerConfig()
   tx = optimizer.make_optimizer(

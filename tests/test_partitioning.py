@@ -32,6 +32,9 @@ MODELS = {
   ),
   "session_decoder": lambda: tiny.session_decoder(decoder_layers=1),
   "decoder_only": lambda: tiny.decoder_only(num_layers=2),
+  "pathways": lambda: tiny.encoder_decoder(
+    decoder_layers=1, pathways=tiny.PATHWAYS, lifelong_queries=8
+  ),
   "experts": lambda: tiny.lazy_decoder(moe=tiny.experts()),
   "sasrec": tiny.sasrec,
 }
@@ -230,6 +233,7 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
   constraints = {
     "lazy_decoder": 4, "lazy_decoder_scan": 3, "experts": 3,
     "encoder_decoder": 3, "session_decoder": 2, "decoder_only": 3, "sasrec": 1,
+    "pathways": 2,
   }  # fmt: skip
   assert text.count("sharding_constraint") == constraints[name]
   jax.tree.map(

@@ -8,6 +8,7 @@ import numpy as np
 from flax import linen as nn
 from flax import traverse_util
 
+from onerec_jax import config as config_lib
 from onerec_jax import model_configs
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
@@ -89,8 +90,14 @@ def sasrec(**changes) -> registry.Model:
 
 
 def _model(config, values):
+  pathways = values.pop("pathways", None)
   return registry.create(
-    config(**values), NUM_ITEMS, CODEBOOK_SIZES, FEATURES, ITEM_FEATURES
+    config(**values),
+    NUM_ITEMS,
+    CODEBOOK_SIZES,
+    FEATURES,
+    ITEM_FEATURES,
+    pathways,
   )
 
 
@@ -146,8 +153,46 @@ def session_batch(m: int) -> Batch:
   )
 
 
+PATHWAYS = config_lib.PathwaysConfig(short=3, positive=4, lifelong=5)
+PATHWAY_SEES = (
+  [0, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12],
+  [0],
+  [0, 1, 2, 3, 7],
+  [*range(13)],
+)
+"""Positions of `pathway_batch` that there are: all kinds; a newcomer; a user
+whose history was never compressed; pathways that are full."""
+
+
+def pathway_batch() -> Batch:
+  """Four requests of one target and one of padding; no item twice."""
+  B, S = len(PATHWAY_SEES), PATHWAYS.positions
+  rng = np.random.default_rng(7)
+  there = np.zeros((B, S), bool)
+  for row, positions in enumerate(PATHWAY_SEES):
+    there[row, positions] = True
+  token = there & (np.arange(S) == 0)
+  event = there & ~token
+  items = rng.permutation(np.arange(1, NUM_ITEMS + 1))
+  targets = np.stack([items[B * S : B * S + B], np.zeros(B)], axis=1)
+  columns = {
+    "items": np.where(event, items[: B * S].reshape(B, S), 0),
+    "segment": there,
+    "rating": np.where(event, rng.integers(0, 7, (B, S)), 0),
+    "user_age": np.where(token, rng.integers(1, 4, (B, S)), 0),
+    "targets": targets,
+    "visible_from": np.zeros((B, 2)),
+    "visible_until": np.where(targets > 0, S, 0),
+  }
+  columns = {k: jnp.asarray(v, jnp.int32) for k, v in columns.items()}
+  features = {name: columns.pop(name) for name in FEATURES}
+  return Batch(features=features, **columns)
+
+
 def batch_of(model: registry.Model) -> Batch:
   """The batch whose targets are what a model generates."""
+  if getattr(model, "pathways", None) and model.pathways.on:
+    return pathway_batch()
   return session_batch(getattr(model, "session_items", 1))
 
 

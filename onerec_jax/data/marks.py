@@ -6,7 +6,13 @@ imitating (OneRec §3.2: a session-wise list is learned from sessions of high
 quality alone).
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from onerec_jax.data import queries, schema
 
@@ -38,6 +44,51 @@ def positive(condition: str, columns: Collection[str]) -> str:
   if not parts and "click" in columns:
     parts.append(queries.quote("click"))
   return " OR ".join(parts) or "1 = 1"
+
+
+def positive_events(
+  manifest: Mapping[str, Any],
+  columns: Mapping[str, Sequence[float]],
+  count: int,
+) -> np.ndarray:
+  """Which events of a request's history are positive, as preparation marks.
+
+  Args:
+    manifest: of the prepared data.
+    columns: event column → `count` numbers, NaN absent.
+    count: number of events.
+
+  Returns:
+    bool [count]; events without the columns that the mark looks at are not
+    positive.
+
+  Raises:
+    ValueError: the mark looks at a column no number stands for.
+  """
+  values = {"event_place": pa.array(range(count), pa.int64())}
+  for name in {*schema.EVENTS, *manifest["event_features"],
+               *manifest["unused_columns"], *columns}:  # fmt: skip
+    given = pa.array(columns.get(name, [None] * count), pa.float64())
+    given = given if name not in columns else _nan_to_null(given)
+    is_flag = name in schema.FLAGS or name.startswith(schema.STAGE_PREFIX)
+    values[name] = given.cast(pa.bool_()) if is_flag else given
+  with duckdb.connect() as connection:
+    connection.register("events", pa.table(values))
+    try:
+      rows = connection.execute(
+        "SELECT CASE WHEN (\n" + manifest["positive"] + "\n) THEN 1 ELSE 0 END "
+        "AS mark FROM events ORDER BY event_place"
+      ).fetchnumpy()
+    except duckdb.Error as error:
+      raise ValueError(
+        f"prepare.positive = {manifest['positive']!r} cannot be told of a "
+        f"request's events ({error})"
+      ) from error
+  return np.asarray(rows["mark"]) == 1
+
+
+def _nan_to_null(values: pa.Array) -> pa.Array:
+  return pc.if_else(pc.is_nan(values), pa.scalar(None, pa.float64()), values)
 
 
 assert set(FEEDBACK) < set(schema.FLAGS)

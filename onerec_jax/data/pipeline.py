@@ -46,6 +46,7 @@ def _training_segments(
   prepared: shards.PreparedData, config: config_lib.PipelineConfig
 ) -> packing.Segments:
   sizes = (config.row_positions, config.row_targets, config.max_history)
+  _check_pathways(prepared, config)
   if config.targets == "next_item":
     return packing.next_item_segments(prepared.train_lengths, *sizes)
   if config.targets not in _OF_REQUESTS:
@@ -70,6 +71,24 @@ def _training_segments(
     return packing.next_item_segments(np.zeros(0, np.int64), *sizes)
   columns = (np.concatenate(column) for column in (users, first, stop))
   return _OF_REQUESTS[config.targets](*columns, *sizes)
+
+
+def _check_pathways(
+  prepared: shards.PreparedData, config: config_lib.PipelineConfig
+) -> None:
+  """Refuses pathways that the targets or the data do not go with."""
+  pathways = config.pathways
+  if pathways.on and config.targets not in ("request", "session"):
+    raise ValueError(
+      f"{pathways} show a request's targets all that came before it, and "
+      f"pipeline.targets={config.targets} has targets at other times: set "
+      "--config.pipeline.targets=request (or session)"
+    )
+  if pathways.lifelong and prepared.snapshots is None:
+    raise ValueError(
+      f"pipeline.pathways.lifelong={pathways.lifelong} reads compressed "
+      "histories, and there are none; run python -m launch.compress"
+    )
 
 
 def _whole_sessions(
@@ -193,12 +212,8 @@ def evaluation_batches(
   pending: list[tuple[shards.UserRecord, int]] = []
 
   def flush() -> tuple[Batch, Queries]:
-    batch = rows_lib.request_batch(
-      [record.items[:i] for record, i in pending],
-      [{k: v[:i] for k, v in r.features.items()} for r, i in pending],
-      [record.user_features for record, _ in pending],
-      names, config, batch_size,
-    )  # fmt: skip
+    histories = [rows_lib.before(prepared, *asked) for asked in pending]
+    batch = rows_lib.request_batch(histories, names, config, batch_size)
     user = np.zeros(batch_size, np.int32)
     target = np.zeros(batch_size, np.int32)
     user[: len(pending)] = [record.user for record, _ in pending]

@@ -2,15 +2,20 @@
 
 A training row holds whole segments of one or more users (data/packing.py); a
 request, of evaluation or of the recommender, has a row of its own. Both are
-written by the same function, so a model meets one layout everywhere.
+written by the same functions, so a model meets one layout everywhere.
+
+With `pipeline.pathways` on, a row is one request: the user token, then a fixed
+stretch of positions for each pathway (OneRec-V1 §2.2), events oldest first and
+ending at the last position of the stretch; every target sees the whole row.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from onerec_jax import config as config_lib
+from onerec_jax.data import lifelong as lifelong_lib
 from onerec_jax.data import packing, shards
 from onerec_jax.data.batch import Batch
 
@@ -23,6 +28,46 @@ def feature_sizes(prepared: shards.PreparedData) -> dict[str, int]:
   return sizes
 
 
+class History(NamedTuple):
+  """What is known of a user before a request.
+
+  Attributes:
+    items: int32 [n] dense ids, oldest first; may be empty.
+    features: event feature → int32 [n].
+    positive: bool [n] which events are positive feedback.
+    user_features: of the user.
+    lifelong: representatives of the history; None: there are none.
+  """
+
+  items: np.ndarray
+  features: dict[str, np.ndarray]
+  positive: np.ndarray
+  user_features: dict[str, int]
+  lifelong: lifelong_lib.Snapshot | None = None
+
+
+def before(
+  prepared: shards.PreparedData, record: shards.UserRecord, event: int
+) -> History:
+  """What is known of a stored user before one of the events.
+
+  Args:
+    prepared: the data.
+    record: of the user.
+    event: counted from 0; the number of all events: everything is known.
+  """
+  found = None
+  if prepared.snapshots is not None:
+    found = prepared.snapshots.before(record.user - 1, event)
+  return History(
+    record.items[:event],
+    {name: values[:event] for name, values in record.features.items()},
+    record.positive[:event],
+    record.user_features,
+    found,
+  )
+
+
 def _empty_row(names: Sequence[str], S: int, T: int) -> dict[str, Any]:
   row: dict[str, Any] = {
     name: np.zeros(S, np.int32) for name in ("items", "segment")
@@ -33,22 +78,60 @@ def _empty_row(names: Sequence[str], S: int, T: int) -> dict[str, Any]:
   return row
 
 
-def _put_context(
+def _put(
   row: dict[str, Any],
   offset: int,
   number: int,
-  items: np.ndarray,
-  event_features: dict[str, np.ndarray],
-  user_features: dict[str, int],
+  history: History,
+  events: slice | np.ndarray,
 ) -> None:
-  """Writes a user token and the events after it, from `offset` on."""
-  stop = offset + 1 + len(items)
+  """Writes events of a history, from `offset` on."""
+  stop = offset + len(history.items[events])
   row["segment"][offset:stop] = number
-  row["items"][offset + 1 : stop] = items
-  for name, values in event_features.items():
-    row["features"][name][offset + 1 : stop] = values
-  for name, value in user_features.items():
+  row["items"][offset:stop] = history.items[events]
+  for name, values in history.features.items():
+    row["features"][name][offset:stop] = values[events]
+
+
+def _put_user(
+  row: dict[str, Any], offset: int, number: int, features: dict[str, int]
+) -> None:
+  """Writes a user token."""
+  row["segment"][offset] = number
+  for name, value in features.items():
     row["features"][f"user_{name}"][offset] = value
+
+
+def _put_pathways(
+  row: dict[str, Any],
+  history: History,
+  lengths: config_lib.PathwaysConfig,
+  targets: int,
+) -> None:
+  """Writes a request's pathways; its first `targets` targets see all of them.
+
+  Args:
+    row: an empty row.
+    history: everything before the request.
+    lengths: of the pathways.
+    targets: how many there are.
+  """
+  _put_user(row, 0, 1, history.user_features)
+  n, end = len(history.items), 1 + lengths.short
+  recent = slice(max(0, n - lengths.short), n)
+  _put(row, end - (recent.stop - recent.start), 1, history, recent)
+  end += lengths.positive
+  if lengths.positive:
+    liked = np.flatnonzero(history.positive)[-lengths.positive :]
+    _put(row, end - len(liked), 1, history, liked)
+  end += lengths.lifelong
+  if lengths.lifelong and history.lifelong is not None:
+    snapshot = history.lifelong
+    start = end - len(snapshot.event)
+    _put(row, start, 1, history, snapshot.event)
+    for name, values in snapshot.averages.items():
+      row["features"][name][start:end] = values
+  row["visible_until"][:targets] = lengths.positions
 
 
 class PackedRows:
@@ -69,6 +152,9 @@ class PackedRows:
     self._config = config
     self._names = sorted(feature_sizes(prepared))
     self.segments = segments
+    if config.pathways.on:
+      self.rows = [np.asarray([i], np.int32) for i in range(len(segments))]
+      return
     pack = packing.pack if config.order == "shuffled" else packing.pack_in_order
     self.rows = pack(
       segments.positions,
@@ -81,6 +167,8 @@ class PackedRows:
     return len(self.rows)
 
   def __getitem__(self, index: int) -> dict[str, Any]:
+    if self._config.pathways.on:
+      return self._of_pathways(int(index))
     config, segments = self._config, self.segments
     row = _empty_row(self._names, config.row_positions, config.row_targets)
     position = target = 0
@@ -93,12 +181,9 @@ class PackedRows:
         )
       )  # fmt: skip
       record = self._prepared.user(user)
-      events = slice(start, start + length - 1)
-      _put_context(
-        row, position, number, record.items[events],
-        {k: v[events] for k, v in record.features.items()},
-        record.user_features,
-      )  # fmt: skip
+      history = before(self._prepared, record, start + length - 1)
+      _put_user(row, position, number, record.user_features)
+      _put(row, position + 1, number, history, slice(start, None))
       # What came before a target, as far as the segment's context goes.
       until = np.minimum(np.arange(first, stop), start + length - 1)
       slots = slice(target, target + stop - first)
@@ -112,38 +197,49 @@ class PackedRows:
       target += stop - first
     return row
 
+  def _of_pathways(self, index: int) -> dict[str, Any]:
+    """The row of one segment: targets of a request, and all before it."""
+    config, segments = self._config, self.segments
+    row = _empty_row(self._names, config.pathways.positions, config.row_targets)
+    record = self._prepared.user(int(segments.user[index]))
+    request = segments.start[index] + segments.positions[index] - 1
+    wanted = slice(segments.first_target[index], segments.stop[index])
+    targets = record.items[wanted]
+    row["targets"][: len(targets)] = targets
+    history = before(self._prepared, record, int(request))
+    _put_pathways(row, history, config.pathways, len(targets))
+    return row
+
 
 def request_batch(
-  histories: Sequence[np.ndarray],
-  event_features: Sequence[dict[str, np.ndarray]],
-  user_features: Sequence[dict[str, int]],
+  histories: Sequence[History],
   names: Sequence[str],
   config: config_lib.PipelineConfig,
   batch_size: int,
 ) -> Batch:
   """One row a request: the user token, then the last max_history events.
 
+  Or the user token and the pathways, where they are on.
+
   Args:
-    histories: dense item ids, oldest first; may be empty.
-    event_features: of each history, as long as it.
-    user_features: of each user.
+    histories: of the requests.
     names: every feature of the data (`feature_sizes`).
     config: the pipeline's part of the config.
     batch_size: rows; those beyond the requests stay empty.
   """
-  rows = []
-  for history, events, user in zip(histories, event_features, user_features):
-    row = _empty_row(names, config.max_history + 1, 1)
-    recent = slice(max(0, len(history) - config.max_history), len(history))
-    _put_context(
-      row, 0, 1, history[recent],
-      {k: v[recent] for k, v in events.items()}, user,
-    )  # fmt: skip
+  pathways = config.pathways
+  positions = pathways.positions if pathways.on else config.max_history + 1
+  rows = [_empty_row(names, positions, 1) for _ in range(batch_size)]
+  for row, history in zip(rows, histories):
+    if pathways.on:
+      _put_pathways(row, history, pathways, 1)
+      continue
+    n = len(history.items)
+    recent = slice(max(0, n - config.max_history), n)
+    _put_user(row, 0, 1, history.user_features)
+    _put(row, 1, 1, history, recent)
     row["visible_from"][0] = 1
     row["visible_until"][0] = 1 + recent.stop - recent.start
-    rows.append(row)
-  while len(rows) < batch_size:
-    rows.append(_empty_row(names, config.max_history + 1, 1))
   columns = {
     name: np.stack([row[name] for row in rows])
     for name in rows[0]

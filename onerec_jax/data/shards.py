@@ -118,6 +118,16 @@ def decode(
   )
 
 
+def writer(path: files.PathLike) -> array_record_module.ArrayRecordWriter:
+  """Writes records that are read one by one."""
+  return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+
+
+def reader(path: files.PathLike) -> array_record_module.ArrayRecordReader:
+  """Reads any of them."""
+  return array_record_module.ArrayRecordReader(str(path), _READER_OPTIONS)
+
+
 def shard_starts(num_users: int, num_shards: int) -> list[int]:
   """First user (from 0) of each contiguous shard, and `num_users` at the end.
 
@@ -148,14 +158,14 @@ def write(
   for shard in range(count):
     name = f"users-{shard:05d}-of-{count:05d}.array_record"
     path = pathlib.Path(directory) / name
-    writer = array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+    out = writer(path)
     for user in range(starts[shard] + 1, starts[shard + 1] + 1):
       record = next(users, None)
       if record is None or record.user != user:
         found = "the end" if record is None else f"user {record.user}"
         raise ValueError(f"expected user {user} of {num_users}, found {found}")
-      writer.write(encode(record))
-    writer.close()
+      out.write(encode(record))
+    out.close()
     size = starts[shard + 1] - starts[shard]
     shards.append({"name": name, "sha256": files.sha256(path), "records": size})
   if next(users, None) is not None:
@@ -235,12 +245,14 @@ class PreparedData:
 
   Attributes:
     directory: where it lies.
-    manifest: see prepare.py.
+    manifest: see manifest.py.
+    snapshots: compressed histories (snapshots.py), where they are read.
   """
 
   def __init__(self, directory: pathlib.Path, manifest: dict[str, Any]):
     self.directory = directory
     self.manifest = manifest
+    self.snapshots: Any = None
     self._event_features = tuple(manifest["event_features"])
     self._user_features = tuple(manifest["user_features"])
     sizes = [shard["records"] for shard in manifest["shards"]]
@@ -276,7 +288,8 @@ class PreparedData:
     return cls(path, manifest)
 
   def __reduce__(self):
-    return _reopen, (str(self.directory), json.dumps(self.manifest))
+    found = str(self.directory), json.dumps(self.manifest)
+    return _reopen, found, {"snapshots": self.snapshots}
 
   def __len__(self) -> int:
     return int(self.manifest["num_users"])
@@ -291,9 +304,7 @@ class PreparedData:
       self._readers, self._pid = {}, os.getpid()
     if shard not in self._readers:
       name = self.manifest["shards"][shard]["name"]
-      self._readers[shard] = array_record_module.ArrayRecordReader(
-        str(self.directory / name), _READER_OPTIONS
-      )
+      self._readers[shard] = reader(self.directory / name)
     place = int(index - self._starts[shard])
     content = self._readers[shard].read([place])[0]
     return decode(content, self._event_features, self._user_features)

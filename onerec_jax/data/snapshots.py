@@ -33,8 +33,8 @@ MANIFEST = "manifest.json"
 _VECTORS = "vectors.npy"
 _COUNTS = ("users", "events", "snapshots", "clustered_events",
            "representatives")  # fmt: skip
-OnUser = Callable[[int, int, int], None]
-"""Told shard, users done and users of the shard."""
+OnUser = Callable[[int], None]
+"""Told of each user that is done, by index."""
 
 
 def root(workdir: files.PathLike) -> pathlib.Path:
@@ -191,7 +191,7 @@ def compress(
   vectors: Float[np.ndarray, "I D"],
   vectors_name: str,
   workdir: files.PathLike,
-  on_user: OnUser = lambda shard, done, users: None,
+  on_user: OnUser = lambda user: None,
 ) -> Snapshots:
   """Compresses the histories of all users; goes on where it was cut off.
 
@@ -221,12 +221,8 @@ def compress(
     path = folder / f"users-{shard:05d}-of-{len(starts) - 1:05d}.array_record"
     done = path.with_suffix(".json")
     if not done.is_file():
-
-      def made(user: int, shard=shard, first=first, stop=stop) -> None:
-        on_user(shard, user + 1 - first, stop - first)
-
       compressor = _Compressor(config, cap, features, vectors)
-      counts = compressor.write(path, prepared, range(first, stop), made)
+      counts = compressor.write(path, prepared, range(first, stop), on_user)
       entry = {"name": path.name, "sha256": files.sha256(path), **counts}
       files.write_json(done, entry)
     written.append(files.read_json(done))
@@ -261,8 +257,8 @@ class _Compressor:
     path: pathlib.Path,
     prepared: shards.PreparedData,
     users: range,
-    made: Callable[[int], None],
-  ) -> dict[str, float]:
+    on_user: OnUser,
+  ) -> dict[str, int | float]:
     """Writes the users of a shard; gives counts and seconds."""
     counts = dict.fromkeys(_COUNTS, 0)
     start = time.perf_counter()
@@ -279,7 +275,7 @@ class _Compressor:
         min(s.until, self.config.max_events) for s in found
       )
       counts["representatives"] += sum(len(s.event) for s in found)
-      made(user)
+      on_user(user)
     writer.close()
     os.replace(temporary, path)
     return counts | {"seconds": time.perf_counter() - start}

@@ -98,13 +98,10 @@ def batches(
     rows = np.arange(start, min(start + batch_size, len(asked)))
     records = [prepared.user(int(asked.user[i]) - 1) for i in rows]
     first = asked.first[rows].tolist()
-    batch = rows_lib.request_batch(
-      [r.items[:n] for r, n in zip(records, first)],
-      [{k: v[:n] for k, v in r.features.items()}
-       for r, n in zip(records, first)],
-      [r.user_features for r in records],
-      names, config, batch_size,
-    )  # fmt: skip
+    histories = [
+      rows_lib.before(prepared, *pair) for pair in zip(records, first)
+    ]
+    batch = rows_lib.request_batch(histories, names, config, batch_size)
     targets = np.zeros((batch_size, m), np.int32)
     targets[: len(rows)] = [asked.items[i][:m] for i in rows]
     yield (

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from onerec_jax import checkpoint, files, partitioning, semantic_ids
 from onerec_jax import config as config_lib
 from onerec_jax.data import rows as rows_lib
-from onerec_jax.data import shards
+from onerec_jax.data import shards, snapshots
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.inference import prefix_index
 from onerec_jax.models import registry
@@ -62,9 +62,24 @@ def assemble(
     sizes,
     rows_lib.feature_sizes(prepared),
     prepared.manifest["item_features"],
+    config.pipeline.pathways,
   )
   catalogue = Catalogue(codes, prepared.item_features())
   return System(config, prepared, sids, model, catalogue, index)
+
+
+def snapshots_name(
+  config: config_lib.Config,
+  prepared: shards.PreparedData,
+  sids: semantic_ids.SemanticIds,
+) -> str:
+  """The fingerprint of the compressed histories that a config reads."""
+  return snapshots.fingerprint(
+    config.lifelong,
+    config.pipeline.pathways.lifelong,
+    prepared.manifest["fingerprint"],
+    sids.fingerprint,
+  )
 
 
 def run_directory(workdir: files.PathLike, name: str) -> pathlib.Path:
@@ -103,6 +118,10 @@ def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
   if record["semantic_ids"]:
     folder = semantic_ids.find(workdir, record["semantic_ids"])
     sids = semantic_ids.SemanticIds.load(folder)
+  if config.pipeline.pathways.lifelong:
+    prepared.snapshots = snapshots.Snapshots.open(
+      workdir, snapshots_name(config, prepared, sids), config.lifelong
+    )
   system = assemble(config, prepared, sids)
   return system, load_params(system, run, mesh)
 
@@ -110,7 +129,7 @@ def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
 def load_params(system: System, run: files.PathLike, mesh: Mesh) -> Any:
   """The best parameters of a run, laid out over a mesh."""
   batch = rows_lib.request_batch(
-    [], [], [], sorted(rows_lib.feature_sizes(system.prepared)),
+    [], sorted(rows_lib.feature_sizes(system.prepared)),
     system.config.pipeline, 1,
   )  # fmt: skip
   boxed = jax.eval_shape(

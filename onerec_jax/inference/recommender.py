@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
-from onerec_jax.data import features, shards
+from onerec_jax.data import features, marks, shards
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble, retrieval
 
@@ -49,13 +49,10 @@ class Request:
   user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
   """A request in dense ids and buckets."""
 
-  items: np.ndarray
-  event_features: dict[str, np.ndarray]
-  user_features: dict[str, int]
+  history: rows_lib.History
   allowed: np.ndarray | None
 
 
@@ -194,7 +191,7 @@ class Recommender:
     self, rows: list[_Row], k: int, beam_width: int, filter_seen: bool
   ) -> tuple[np.ndarray, np.ndarray]:
     """Dense items and scores of at most a batch of rows."""
-    seen = [row.items for row in rows]
+    seen = [row.history.items for row in rows]
     width = max(k, beam_width)
     if self.system.index is None:
       # Scoring all items makes a longer list free, and then it is full. A
@@ -221,9 +218,7 @@ class Recommender:
     """Candidates of each row; `allowed` are dense ids or None, row by row."""
     size = self._padded(len(rows))
     batch = rows_lib.request_batch(
-      [row.items for row in rows],
-      [row.event_features for row in rows],
-      [row.user_features for row in rows],
+      [row.history for row in rows],
       sorted(rows_lib.feature_sizes(self._prepared)),
       self.system.config.pipeline,
       size,
@@ -247,7 +242,7 @@ class Recommender:
     allowed = row.allowed
     if allowed is None:
       allowed = np.arange(1, self._prepared.num_items + 1, dtype=np.int32)
-    return np.setdiff1d(allowed, row.items)
+    return np.setdiff1d(allowed, row.history.items)
 
   def _padded(self, count: int) -> int:
     """Rows of the batch for so many requests: few different shapes."""
@@ -290,14 +285,24 @@ class Recommender:
     if request.allowed is not None:
       allowed = self._dense(request.allowed, f"{where}, allowed", on_unknown)
     if request.history is None:
-      return _Row(stored.items, stored.features, user, allowed)
+      known = rows_lib.before(self._prepared, stored, len(stored.items))
+      return _Row(known._replace(user_features=user), allowed)
     items = self._dense(
       request.history, f"{where}, history", on_unknown, keep_places=True
     )
     events = self._event_features(request, where)
     kept = items > 0
+    events = {name: values[kept] for name, values in events.items()}
+    items, lifelong = items[kept], None
+    if self._prepared.snapshots is not None:
+      lifelong = self._prepared.snapshots.of_history(items, events)
+    positive = np.zeros(len(kept), bool)
+    if self.system.config.pipeline.pathways.positive:
+      positive = marks.positive_events(
+        self._prepared.manifest, request.event_columns, len(kept)
+      )
     return _Row(
-      items[kept], {n: v[kept] for n, v in events.items()}, user, allowed
+      rows_lib.History(items, events, positive[kept], user, lifelong), allowed
     )
 
   def _event_features(

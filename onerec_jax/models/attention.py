@@ -48,18 +48,24 @@ class DistanceBias(nn.Module):
   @nn.compact
   def __call__(
     self,
-    distance: Int[Array, "B T S"],
+    distance: Int[Array, "B T S"] | None,
     mask: Bool[Array, "B T S"],
     static: Bool[Array, "B S"],
   ) -> Float[Array, "B H T S"]:
     """Bias plus mask.
 
     Args:
-      distance: from the last position a target sees back to each position.
+      distance: from the last position a target sees back to each position;
+        None: positions that have embeddings, and so need no bias.
       mask: what a target sees.
       static: positions without a time (user tokens); they have a bucket of
         their own.
     """
+
+    if distance is None:
+      B, T, S = mask.shape
+      bias = jnp.where(mask[:, None], 0.0, MASKED)
+      return jnp.broadcast_to(bias, (B, self.num_heads, T, S))
 
     def start(key, shape, dtype=jnp.float32):
       del key

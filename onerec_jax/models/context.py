@@ -1,9 +1,15 @@
-"""User pathways → context: what is known of a user, position by position."""
+"""What is known of a user, position by position.
+
+The plain history is read here; pathways.py makes the same `ContextInputs` of
+the four user pathways.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from onerec_jax.data import batch as batch_lib
@@ -15,6 +21,58 @@ SID_EMBEDDINGS = ("own", "shared", "none")
 
 FeatureSizes = tuple[tuple[str, int], ...]
 """(name, number of values with 0) of each feature, sorted by name."""
+
+
+@struct.dataclass
+class ContextInputs:
+  """What a generator makes its context of.
+
+  Attributes:
+    features: [B, S, C] what is known of each position.
+    segment: [B, S] 1, 2, … for the users of a row; 0 where there is nothing.
+    static: [B, S] positions without a time.
+    kept: [B, S] False at what dropout hides.
+    visible: [B, T, S] what each target sees.
+    distance: [B, T, S] from the last position a target sees back to each; None
+      where positions have embeddings.
+  """
+
+  features: Any
+  segment: Any
+  static: Any
+  kept: Any
+  visible: Any
+  distance: Any
+
+  def between(
+    self, causal: bool
+  ) -> tuple[Int[Array, "B S S"] | None, Bool[Array, "B S S"]]:
+    """Distances among positions, and which attend to which."""
+    distance, mask = between_positions(self.segment, causal)
+    mask = mask & self.kept[:, None, :]
+    return (None if self.distance is None else distance), mask
+
+
+def plain(
+  batch: batch_lib.Batch,
+  features: Float[Array, "B S C"],
+  kept: Bool[Array, "B S"],
+) -> ContextInputs:
+  """The plain history: targets see a stretch of it, at distances.
+
+  Args:
+    batch: rows of users.
+    features: of its positions.
+    kept: by `EventDropout`.
+  """
+  return ContextInputs(
+    features=features,
+    segment=batch.segment,
+    static=batch_lib.static(batch),
+    kept=kept,
+    visible=batch_lib.visible(batch) & kept[:, None, :],
+    distance=attention.distances(batch.visible_until, batch.items.shape[1]),
+  )
 
 
 class EventDropout(nn.Module):

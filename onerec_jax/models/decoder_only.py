@@ -19,12 +19,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, fused_attention, layers, moe
-from onerec_jax.models import context as context_lib
+from onerec_jax.models import attention, fused_attention, generator, layers, moe
 from onerec_jax.partitioning import constrain
 
 
@@ -110,46 +108,13 @@ class DecoderOnlyBlock(nn.Module):
     return constrain(x, ("batch", None, None, None)), (k, v)
 
 
-class DecoderOnly(nn.Module):
-  """The model; letters in dims.py, fields those of DecoderOnlyConfig.
+class DecoderOnly(generator.Generator):
+  """The model; fields beyond those of Generator are DecoderOnlyConfig's."""
 
-  Attributes:
-    codebook_sizes: K of each level.
-    num_items: I.
-    features: (name, size) of event and user features.
-    item_features: (name, size) of item features.
-    dtype: compute dtype of matrix products.
-  """
-
-  codebook_sizes: tuple[int, ...]
-  num_items: int
-  features: context_lib.FeatureSizes
-  item_features: context_lib.FeatureSizes
-  d_model: int
-  num_heads: int
-  d_ff: int
-  sid_embed_dim: int
-  sid_embedding: str
-  item_embedding: bool
-  item_embed_dim: int
-  item_table_rows: int
-  feature_embed_dim: int
-  dropout: float
-  context_dropout: float
-  constrained_softmax: bool
-  remat: str
-  attention: str
-  moe: model_configs.MoEConfig
   num_layers: int
-  dtype: Any
 
   def setup(self):
-    self.codes = context_lib.make_codes(self)
-    self.embedding = context_lib.make_embedding(self, self.codes)
-    self.project = layers.Linear(self.d_model, ("context", "projected"))
-    self.drop_events = context_lib.EventDropout(self.context_dropout)
-    self.drop = layers.Dropout(self.dropout)
-    self.distance_bias = attention.DistanceBias(self.num_heads)
+    super().setup()
     dense = functools.partial(layers.SwiGLU, self.d_ff)
     attend = fused_attention.CROSS_ATTENTION[self.attention]
     block = layers.remat(
@@ -166,13 +131,11 @@ class DecoderOnly(nn.Module):
     catalogue: batch_lib.Catalogue,
   ) -> Context:
     """Runs the context through all blocks, keeping their keys and values."""
-    static = batch_lib.static(batch)
-    real = (batch.segment > 0).astype(jnp.float32)
-    kept = self.drop_events(batch)[:, None, :]
-    distance, mask = context_lib.between_positions(batch.segment, causal=True)
-    bias = self.distance_bias(distance, mask & kept, static)
-    z = self.drop(self.embedding(batch, catalogue))
-    z = self.project(z.astype(self.dtype))
+    inputs = self.read(batch, catalogue)
+    real = (inputs.segment > 0).astype(jnp.float32)
+    distance, mask = inputs.between(causal=True)
+    bias = self.distance_bias(distance, mask, inputs.static)
+    z = inputs.features
     keys_values = []
     for block in self.blocks[:-1]:
       z, own = block.over_context(z, bias, real)
@@ -180,36 +143,7 @@ class DecoderOnly(nn.Module):
     # Nothing reads what the last block makes of the context but these.
     keys_values.append(self.blocks[-1].project(z)[1:])
     keys, values = (jnp.stack(x) for x in zip(*keys_values))
-    bias = self.distance_bias(
-      attention.distances(batch.visible_until, batch.items.shape[1]),
-      batch_lib.visible(batch) & kept,
-      static,
-    )
-    return Context(keys, values, bias)
-
-  def __call__(
-    self,
-    batch: batch_lib.Batch,
-    catalogue: batch_lib.Catalogue,
-  ) -> tuple[Float[Array, "B T _"], ...]:
-    """Teacher-forced logits [B, T, K_l] of every level, in float32."""
-    context = self.encode(batch, catalogue)
-    x = self.codes.inputs(jnp.take(catalogue.codes, batch.targets, axis=0))
-    real = (batch.targets > 0).astype(jnp.float32)
-    x, _ = self._decode(self.drop(x), context, real, None)
-    return self.codes.all_logits(x)
-
-  def decode_step(
-    self,
-    level: int,
-    previous: Int[Array, "B W"] | None,
-    cache: Any,
-    context: Context,
-  ) -> tuple[Float[Array, "B W _"], Any]:
-    """Logits of one level for W beams; as LazyDecoder.decode_step."""
-    x = self.codes.step_input(level, previous, context.bias.shape[0])
-    x, cache = self._decode(x, context, jnp.ones(x.shape[:2]), cache)
-    return self.codes.logits(level, x[:, :, 0]), cache
+    return Context(keys, values, self.bias_of_targets(inputs))
 
   def _decode(self, x, context, real, past):
     presents = []
@@ -246,10 +180,12 @@ def forward_flops(
     targets: T.
   """
   D, N, levels = model.d_model, model.num_layers, len(model.codebook_sizes)
-  context = context_lib.width(model) * D + 3 * D**2
+  reading, positions = generator.context_cost(model, positions)
+  context = 3 * D**2
   context += (N - 1) * (4 * D**2 + 2 * positions * D)
   context += _feed_forward_parameters(model, N - 1)
   scores = 2 * (positions + levels) * D
   code = block_parameters(model) + N * scores
   heads = D * sum(model.codebook_sizes)
-  return 2.0 * rows * (positions * context + targets * (levels * code + heads))
+  codes = targets * (levels * code + heads)
+  return 2.0 * rows * (reading + positions * context + codes)

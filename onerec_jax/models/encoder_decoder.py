@@ -24,11 +24,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, fused_attention, layers, moe
+from onerec_jax.models import attention, fused_attention, generator, layers, moe
 from onerec_jax.models import context as context_lib
 from onerec_jax.partitioning import constrain
 
@@ -119,49 +119,17 @@ class DecoderBlock(nn.Module):
     return constrain(x, ("batch", None, None, None)), (k, v)
 
 
-class EncoderDecoder(nn.Module):
-  """The model; letters in dims.py, fields those of EncoderDecoderConfig.
+class EncoderDecoder(generator.Generator):
+  """The model; fields beyond those of Generator are EncoderDecoderConfig's."""
 
-  Attributes:
-    codebook_sizes: K of each level.
-    num_items: I.
-    features: (name, size) of event and user features.
-    item_features: (name, size) of item features.
-    dtype: compute dtype of matrix products.
-  """
-
-  codebook_sizes: tuple[int, ...]
-  num_items: int
-  features: context_lib.FeatureSizes
-  item_features: context_lib.FeatureSizes
-  d_model: int
-  num_heads: int
-  d_ff: int
-  sid_embed_dim: int
-  sid_embedding: str
-  item_embedding: bool
-  item_embed_dim: int
-  item_table_rows: int
-  feature_embed_dim: int
-  dropout: float
-  context_dropout: float
-  constrained_softmax: bool
-  remat: str
-  attention: str
-  moe: model_configs.MoEConfig
   encoder_layers: int
   decoder_layers: int
   feed_forward: str
   causal_encoder: bool
   moe_encoder: bool
-  dtype: Any
 
   def setup(self):
-    self.codes = context_lib.make_codes(self)
-    self.embedding = context_lib.make_embedding(self, self.codes)
-    self.project = layers.Linear(self.d_model, ("context", "projected"))
-    self.drop_events = context_lib.EventDropout(self.context_dropout)
-    self.drop = layers.Dropout(self.dropout)
+    super().setup()
     self.encoder_bias = attention.DistanceBias(self.num_heads)
     attend = fused_attention.CROSS_ATTENTION[self.attention]
     block = layers.remat(context_lib.ContextBlock, self.remat)
@@ -170,7 +138,6 @@ class EncoderDecoder(nn.Module):
       for feed_forward in self._encoder_feed_forwards()
     ]
     self.encoder_norm = layers.RMSNorm()
-    self.distance_bias = attention.DistanceBias(self.num_heads)
     block = layers.remat(DecoderBlock, self.remat)
     self.decoder = [
       block(self.num_heads, feed_forward, self.dropout, self.d_model, attend)
@@ -191,49 +158,17 @@ class EncoderDecoder(nn.Module):
     catalogue: batch_lib.Catalogue,
   ) -> Context:
     """Runs the encoder; projects keys and values for every decoder block."""
-    static = batch_lib.static(batch)
-    real = (batch.segment > 0).astype(jnp.float32)
-    kept = self.drop_events(batch)
-    distance, mask = context_lib.between_positions(
-      batch.segment, self.causal_encoder
-    )
-    bias = self.encoder_bias(distance, mask & kept[:, None, :], static)
-    z = self.drop(self.embedding(batch, catalogue))
-    z = self.project(z.astype(self.dtype))
+    inputs = self.read(batch, catalogue)
+    real = (inputs.segment > 0).astype(jnp.float32)
+    distance, mask = inputs.between(self.causal_encoder)
+    bias = self.encoder_bias(distance, mask, inputs.static)
+    z = inputs.features
     for block in self.encoder:
       z = constrain(block(z, bias, real), ("batch", None, None))
     z = self.encoder_norm(z)
     keys, values = zip(*(block.project(z) for block in self.decoder))
-    bias = self.distance_bias(
-      attention.distances(batch.visible_until, batch.items.shape[1]),
-      batch_lib.visible(batch) & kept[:, None, :],
-      static,
-    )
+    bias = self.bias_of_targets(inputs)
     return Context(jnp.stack(keys), jnp.stack(values), bias)
-
-  def __call__(
-    self,
-    batch: batch_lib.Batch,
-    catalogue: batch_lib.Catalogue,
-  ) -> tuple[Float[Array, "B T _"], ...]:
-    """Teacher-forced logits [B, T, K_l] of every level, in float32."""
-    context = self.encode(batch, catalogue)
-    x = self.codes.inputs(jnp.take(catalogue.codes, batch.targets, axis=0))
-    real = (batch.targets > 0).astype(jnp.float32)
-    x, _ = self._decode(self.drop(x), context, real, None)
-    return self.codes.all_logits(x)
-
-  def decode_step(
-    self,
-    level: int,
-    previous: Int[Array, "B W"] | None,
-    cache: Any,
-    context: Context,
-  ) -> tuple[Float[Array, "B W _"], Any]:
-    """Logits of one level for W beams; as LazyDecoder.decode_step."""
-    x = self.codes.step_input(level, previous, context.bias.shape[0])
-    x, cache = self._decode(x, context, jnp.ones(x.shape[:2]), cache)
-    return self.codes.logits(level, x[:, :, 0]), cache
 
   def _decode(self, x, context, real, past):
     presents = []
@@ -301,16 +236,14 @@ def decoding_flops(
   """
   D = model.d_model
   in_encoder, in_decoder = _feed_forward_parameters(model)
-  encoder = context_lib.width(model) * D + in_encoder
-  encoder += model.encoder_layers * (4 * D**2 + 2 * positions * D)
+  reading, positions = generator.context_cost(model, positions)
+  of_layer = 4 * D**2 + 2 * positions * D
+  encoder = in_encoder + model.encoder_layers * of_layer
   keys_values = model.decoder_layers * 2 * D**2
   scores = 2 * positions * D + (length + 1) * D
   decoder = model.decoder_layers * (6 * D**2 + scores) + in_decoder
-  return (
-    2.0
-    * rows
-    * (positions * (encoder + keys_values) + sequences * length * decoder)
-  )
+  context = reading + positions * (encoder + keys_values)
+  return 2.0 * rows * (context + sequences * length * decoder)
 
 
 def head_flops(model: EncoderDecoder, targets: int) -> float:

@@ -20,12 +20,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from onerec_jax import model_configs
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.models import attention, fused_attention, layers, moe
-from onerec_jax.models import context as context_lib
+from onerec_jax.models import attention, fused_attention, generator, layers, moe
 from onerec_jax.partitioning import constrain
 
 
@@ -145,58 +143,22 @@ class _ScannedBlock(nn.Module):
     return self.block(x, keys, values, context.bias, real, past)
 
 
-class LazyDecoder(nn.Module):
-  """The model; letters in dims.py, fields those of LazyDecoderConfig.
+class LazyDecoder(generator.Generator):
+  """The model; fields beyond those of Generator are LazyDecoderConfig's."""
 
-  Attributes:
-    codebook_sizes: K of each level.
-    num_items: I.
-    features: (name, size) of event and user features.
-    item_features: (name, size) of item features.
-    dtype: compute dtype of matrix products.
-  """
-
-  codebook_sizes: tuple[int, ...]
-  num_items: int
-  features: context_lib.FeatureSizes
-  item_features: context_lib.FeatureSizes
   num_layers: int
-  d_model: int
-  num_heads: int
   num_kv_heads: int
   kv_layers: int
   kv_split: int
-  d_ff: int
-  sid_embed_dim: int
-  sid_embedding: str
-  item_embedding: bool
-  item_embed_dim: int
-  item_table_rows: int
-  feature_embed_dim: int
-  dropout: float
-  context_dropout: float
-  constrained_softmax: bool
   scan_layers: bool
-  remat: str
-  attention: str
-  moe: model_configs.MoEConfig
-  dtype: Any
+
+  projects_pathways = True
 
   def setup(self):
-    head_width = self.d_model // self.num_heads
-    kv_width = self.num_kv_heads * head_width
-    self.codes = context_lib.make_codes(self)
-    self.embedding = context_lib.make_embedding(self, self.codes)
-    self.project = layers.Linear(
-      self.kv_layers * self.kv_split * kv_width, ("context", "projected")
-    )
+    super().setup()
     self.key_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
     if self.kv_split == 2:
       self.value_norms = [layers.RMSNorm() for _ in range(self.kv_layers)]
-    self.drop_events = context_lib.EventDropout(self.context_dropout)
-    self.distance_bias = attention.DistanceBias(self.num_heads)
-    self.drop = layers.Dropout(self.dropout)
-
     feed_forwards = moe.feed_forwards(
       self.moe, functools.partial(layers.SwiGLU, self.d_ff), self.num_layers
     )
@@ -215,6 +177,12 @@ class LazyDecoder(nn.Module):
         length=self.num_layers - self._looped,
         metadata_params={nn.PARTITION_NAME: "layers"},
       )(self.num_heads, feed_forwards[-1], self.dropout, attend)
+
+  @property
+  def context_width(self) -> int:
+    """d_context = S_kv · L_kv · G · Z."""
+    head_width = self.d_model // self.num_heads
+    return self.kv_layers * self.kv_split * self.num_kv_heads * head_width
 
   @property
   def _looped(self) -> int:
@@ -236,19 +204,10 @@ class LazyDecoder(nn.Module):
     catalogue: batch_lib.Catalogue,
   ) -> Context:
     """The context processor: one linear layer, then a norm per chunk."""
-    B, S = batch.items.shape
-    kept = self.drop_events(batch)
-    bias = self.distance_bias(
-      attention.distances(batch.visible_until, S),
-      batch_lib.visible(batch) & kept[:, None, :],
-      batch_lib.static(batch),
-    )
-    x = self.drop(self.embedding(batch, catalogue))
-    chunks = split_context(
-      self.project(x.astype(self.dtype)), self.kv_layers, self.kv_split
-    )
+    inputs = self.read(batch, catalogue)
+    chunks = split_context(inputs.features, self.kv_layers, self.kv_split)
     # INFERRED: the norm runs over a whole chunk, not over each head.
-    heads = (B, S, self.num_kv_heads, -1)
+    heads = (*inputs.segment.shape, self.num_kv_heads, -1)
     keys = jnp.stack(
       [norm(c[0]).reshape(heads) for norm, c in zip(self.key_norms, chunks)]
     )
@@ -259,44 +218,9 @@ class LazyDecoder(nn.Module):
         [norm(c[1]).reshape(heads) for norm, c in zip(self.value_norms, chunks)]
       )
       values = constrain(values, names)
-    return Context(keys, values, bias)
+    return Context(keys, values, self.bias_of_targets(inputs))
 
-  def __call__(
-    self,
-    batch: batch_lib.Batch,
-    catalogue: batch_lib.Catalogue,
-  ) -> tuple[Float[Array, "B T _"], ...]:
-    """Teacher-forced logits [B, T, K_l] of every level, in float32."""
-    context = self.encode(batch, catalogue)
-    x = self.codes.inputs(jnp.take(catalogue.codes, batch.targets, axis=0))
-    real = (batch.targets > 0).astype(jnp.float32)
-    x, _ = self._run_blocks(self.drop(x), context, real, None)
-    return self.codes.all_logits(x)
-
-  def decode_step(
-    self,
-    level: int,
-    previous: Int[Array, "B W"] | None,
-    cache: Any,
-    context: Context,
-  ) -> tuple[Float[Array, "B W _"], Any]:
-    """Logits of one level for W beams of each request.
-
-    Args:
-      level: static.
-      previous: the codes chosen at level − 1; None at level 0 (BOS, W = 1).
-      cache: of the levels before, beams on axis 2 of every leaf; None at
-        level 0.
-      context: of `encode` with one target a row.
-
-    Returns:
-      Logits [B, W, K_level] in float32 and the cache.
-    """
-    x = self.codes.step_input(level, previous, context.bias.shape[0])
-    x, cache = self._run_blocks(x, context, jnp.ones(x.shape[:2]), cache)
-    return self.codes.logits(level, x[:, :, 0]), cache
-
-  def _run_blocks(self, x, context, real, past):
+  def _decode(self, x, context, real, past):
     """`past` and what comes back: cached keys and values [layers, …]."""
     kv_layers = [self.kv_layer(layer) for layer in range(self.num_layers)]
     presents = []
@@ -336,11 +260,8 @@ def forward_flops(
     positions: S.
     targets: T.
   """
-  head_width = model.d_model // model.num_heads
-  kv_width = model.num_kv_heads * head_width
-  d_context = model.kv_layers * model.kv_split * kv_width
   levels = len(model.codebook_sizes)
-  context = positions * context_lib.width(model) * d_context
+  context, positions = generator.context_cost(model, positions)
   blocks = levels * block_parameters(model)
   scores = model.num_layers * levels * 2 * positions * model.d_model
   own = model.num_layers * levels * (levels + 1) * model.d_model

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from onerec_jax import config as config_lib
 from onerec_jax import model_configs
 from onerec_jax.models import (
   context,
@@ -78,6 +79,7 @@ def create(
   codebook_sizes: tuple[int, ...],
   features: dict[str, int],
   item_features: dict[str, int],
+  pathways: config_lib.PathwaysConfig | None = None,
 ) -> Model:
   """Builds the model a config names.
 
@@ -87,10 +89,12 @@ def create(
     codebook_sizes: K of each level of the semantic IDs.
     features: event and user features of the data → number of values.
     item_features: likewise of the items.
+    pathways: what rows hold; None: the plain history.
 
   Raises:
     ValueError: sizes that do not fit each other, named.
   """
+  pathways = pathways or config_lib.PathwaysConfig()
   # The two share a name space of parameters with the user token's.
   names = [*features, *(f"item_{name}" for name in item_features), "user_token"]
   twice = sorted({name for name in names if names.count(name) > 1})
@@ -113,9 +117,15 @@ def create(
       "attention": attention_kernel(config.attention),
       "codebook_sizes": tuple(codebook_sizes),
       "item_features": tuple(sorted(item_features.items())),
-      # A copy: the config stays free to change.
+      # Copies: the configs stay free to change.
       "moe": dataclasses.replace(config.moe),
+      "pathways": dataclasses.replace(pathways),
     }
+  elif pathways.on:
+    raise ValueError(
+      f"model.system={config.system} reads the plain history alone; leave "
+      "pipeline.pathways at 0, or take a generator"
+    )
   return _CLASSES[type(config)](**values)
 
 
@@ -135,6 +145,11 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
 def _check_generator(config: model_configs.GeneratorConfig) -> None:
   """Raises ValueError where sizes do not fit each other."""
   _one_of("remat", config.remat, layers.REMAT)
+  if config.lifelong_queries < 1 or config.lifelong_layers < 1:
+    raise ValueError(
+      f"model.lifelong_queries={config.lifelong_queries} and model."
+      f"lifelong_layers={config.lifelong_layers} must be at least 1"
+    )
   _check_item_input(config)
   experts = config.moe
   _one_of("moe.router", experts.router, moe.ROUTERS)

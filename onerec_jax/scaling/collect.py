@@ -96,7 +96,7 @@ def _sizes(config, workdir, prepared, fingerprint):
     sids = _load_ids(semantic_ids.find(workdir, fingerprint))
   system = assemble.assemble(config, prepared, sids)
   batch = rows_lib.request_batch(
-    [], [], [], sorted(rows_lib.feature_sizes(prepared)), config.pipeline, 1
+    [], sorted(rows_lib.feature_sizes(prepared)), config.pipeline, 1
   )
   shapes = jax.eval_shape(
     lambda key, *args: nn.unbox(system.model.init(key, *args)),

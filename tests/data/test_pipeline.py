@@ -384,12 +384,19 @@ def test_requests_make_the_rows_of_evaluation(world):
     asked = [records[u - 1] for u in queries.user if u]
     histories = queries.seen[: len(asked)]
     made = rows_lib.request_batch(
-      histories,
-      [{k: v[: len(h)] for k, v in r.features.items()}
-       for r, h in zip(asked, histories)],
-      [r.user_features for r in asked],
-      names, config, 5,
-    )  # fmt: skip
+      [
+        rows_lib.History(
+          h,
+          {k: v[: len(h)] for k, v in r.features.items()},
+          r.positive[: len(h)],
+          r.user_features,
+        )
+        for r, h in zip(asked, histories)
+      ],
+      names,
+      config,
+      5,
+    )
     for name in ("items", "segment", "visible_from", "visible_until"):
       np.testing.assert_array_equal(getattr(made, name), getattr(batch, name))
     for name in names:
@@ -401,9 +408,15 @@ def test_an_empty_history_shows_the_user_token(world):
   config = _config()
   empty = np.zeros(0, np.int32)
   batch = rows_lib.request_batch(
-    [empty], [{"rating": empty, "click": empty}], [{"age": 4}],
-    sorted(rows_lib.feature_sizes(world[0])), config, 2,
-  )  # fmt: skip
+    [
+      rows_lib.History(
+        empty, {"rating": empty, "click": empty}, empty > 0, {"age": 4}
+      )
+    ],
+    sorted(rows_lib.feature_sizes(world[0])),
+    config,
+    2,
+  )
   (row,) = _see(batch.replace(targets=np.asarray([[7], [0]], np.int32)))
   assert row[0] == 0
   assert len(row[2]) == 0

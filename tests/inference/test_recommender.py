@@ -76,7 +76,7 @@ def workdir(tmp_path_factory):
     system = workflow.assembled(config, folder)
     prepared, sids = system.prepared, system.semantic_ids
     batch = rows_lib.request_batch(
-      [], [], [], list(rows_lib.feature_sizes(prepared)), config.pipeline, 1
+      [], list(rows_lib.feature_sizes(prepared)), config.pipeline, 1
     )
     params = jax.jit(
       lambda key, batch, catalogue, model=system.model: nn.unbox(
@@ -119,15 +119,18 @@ def ranking(workdir, recommender, rows, city):
   dense = prepared.item_index
   bucketing = prepared.manifest["bucketing"]
   batch = rows_lib.request_batch(
-    [np.asarray([dense[row["item_id"]] for row in rows], np.int32)],
     [
-      features.event_features(
-        bucketing,
-        {"rating": np.asarray([float(row["rating"]) for row in rows])},
-        np.asarray([int(row["timestamp_ms"]) for row in rows], np.int64),
+      rows_lib.History(
+        np.asarray([dense[row["item_id"]] for row in rows], np.int32),
+        features.event_features(
+          bucketing,
+          {"rating": np.asarray([float(row["rating"]) for row in rows])},
+          np.asarray([int(row["timestamp_ms"]) for row in rows], np.int64),
+        ),
+        np.zeros(len(rows), bool),
+        features.user_features(bucketing, {"city": city}),
       )
     ],
-    [features.user_features(bucketing, {"city": city})],
     sorted(rows_lib.feature_sizes(prepared)),
     system.config.pipeline,
     1,

@@ -213,7 +213,7 @@ def run(tmp_path_factory):
   config.model = model_configs.SASRecConfig(num_layers=1, d_model=8, d_ff=8)
   system = workflow.assembled(config, folder)
   names = sorted(rows_lib.feature_sizes(system.prepared))
-  batch = rows_lib.request_batch([], [], [], names, config.pipeline, 1)
+  batch = rows_lib.request_batch([], names, config.pipeline, 1)
   params = jax.jit(lambda *args: nn.unbox(system.model.init(*args)["params"]))(
     jax.random.key(0), batch, system.catalogue
   )
