@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from onerec_jax import files
+from onerec_jax.alignment_config import AlignmentConfig
 from onerec_jax.model_configs import (
   SYSTEMS,
   LazyDecoderConfig,
@@ -160,11 +161,18 @@ class PipelineConfig:
   """`next_item`: a target sees all before it; `request`: the targets of one
   request see what came before the request; `session`: so too, in groups of
   `session_items`, of the requests that `prepare.session` marks alone;
-  `history`: as `request`, and what they see are targets too (V2 §3.1)."""
+  `exposed`: as `session`, of every request, for reward models; `history`: as
+  `request`, and what they see are targets too (V2 §3.1)."""
   session_items: int = 5
-  """Targets `session`: divides `row_targets`."""
+  """Targets `session` and `exposed`: divides `row_targets`."""
   order: str = "shuffled"
   """Of rows: `shuffled` anew each epoch, or `time`, a stream over all users."""
+  imitate: str = "all"
+  """Which targets the next-token loss is on: `all`, or those marked
+  `positive` (prepare.positive); then held-out evaluation asks for these."""
+  labels: bool = False
+  """Batches carry what came of showing each target (see data/batch.py), for
+  reward models and feedback."""
   pathways: PathwaysConfig = dataclasses.field(default_factory=PathwaysConfig)
   """Instead of the plain history; needs targets of requests. A row is then one
   request, whatever `row_positions` and `max_history` say."""
@@ -309,6 +317,10 @@ class Config:
   )
   mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
   training: TrainingConfig = dataclasses.field(default_factory=TrainingConfig)
+  alignment: AlignmentConfig = dataclasses.field(
+    default_factory=AlignmentConfig
+  )
+  """Read by launch.align."""
   evaluation: EvaluationConfig = dataclasses.field(
     default_factory=EvaluationConfig
   )

@@ -48,6 +48,7 @@ class GeneratorConfig:
   item_table_rows: int = 0
   """Ids are hashed into so many rows, a multiple of 128; 0: a row an item."""
   feature_embed_dim: int = 16
+  """Width of one feature's embedding; 0: the context is ids alone."""
   dropout: float = 0.2
   context_dropout: float = 0.0
   """Share of history events hidden from attention while training."""
@@ -140,7 +141,82 @@ class SASRecConfig:
   compute_dtype: str = "auto"
 
 
-ModelConfig = GeneratorConfig | SASRecConfig
+@dataclasses.dataclass
+class TwoTowerConfig:
+  """Retrieval by two towers (models/two_tower.py)."""
+
+  system: str = "two_tower"
+  d_model: int = 64
+  num_heads: int = 2
+  d_ff: int = 128
+  dropout: float = 0.1
+  temperature: float = 0.1
+  """τ of the scores of unit vectors."""
+  compute_dtype: str = "auto"
+
+
+@dataclasses.dataclass
+class RewardConfig:
+  """What the reward models share (models/reward.py)."""
+
+  d_model: int = 64
+  num_heads: int = 2
+  d_ff: int = 64
+  """Width of feed-forwards and of each objective's tower."""
+  num_layers: int = 2
+  """Blocks of target attention."""
+  sid_embed_dim: int = 16
+  """Width of one semantic-ID level's embedding."""
+  item_embed_dim: int = 0
+  """Width of the item-id embedding; 0: d_model."""
+  item_table_rows: int = 0
+  """Ids are hashed into so many rows, a multiple of 128; 0: a row an item."""
+  feature_embed_dim: int = 16
+  dropout: float = 0.1
+  context_dropout: float = 0.0
+  """Share of history events hidden from attention while training."""
+  lifelong_queries: int = 128
+  """N_q: positions that the lifelong pathway's Q-Former makes of a history."""
+  lifelong_layers: int = 2
+  """N_l, blocks of that Q-Former."""
+  compute_dtype: str = "auto"
+
+
+@dataclasses.dataclass
+class SessionRewardConfig(RewardConfig):
+  """OneRec's reward model (models/session_reward.py).
+
+  Needs `pipeline.targets=exposed` and `pipeline.labels`.
+  """
+
+  system: str = "session_reward"
+  objectives: tuple[str, ...] = ("swt", "vtr", "wtr", "ltr")
+  """Of session watch time, view, follow, like; those the data have."""
+  session_size: int = 5
+  """m, items of a session. Divides `pipeline.session_items`."""
+  session_seconds: float = 120.0
+  """Play time of a session at which its `swt` label is 1. Near the data's 90th
+  percentile the label tells most sessions apart; far above, they are all near
+  0, far below, all 1."""
+
+
+@dataclasses.dataclass
+class PScoreConfig(RewardConfig):
+  """OneRec-V1's preference score (models/p_score.py).
+
+  Needs `pipeline.labels`.
+  """
+
+  system: str = "p_score"
+  objectives: tuple[str, ...] = (
+    "click", "long_view", "like", "follow", "comment", "forward",
+  )  # fmt: skip
+  """Labels of the data (data/batch.py), a tower each."""
+  weights: tuple[float, ...] = ()
+  """w of each objective in the fused score's loss; empty: 1 for all."""
+
+
+ModelConfig = GeneratorConfig | SASRecConfig | TwoTowerConfig | RewardConfig
 SYSTEMS = {
   c.system: c
   for c in (
@@ -149,6 +225,9 @@ SYSTEMS = {
     SessionDecoderConfig,
     DecoderOnlyConfig,
     SASRecConfig,
+    TwoTowerConfig,
+    SessionRewardConfig,
+    PScoreConfig,
   )
 }
 """`system` → its config."""

@@ -1,15 +1,18 @@
 """The directory of a run: whose it is, and what is refused before it starts."""
 
+import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from onerec_jax import checkpoint, files, model_configs
+from onerec_jax import checkpoint, files, model_configs, partitioning
 from onerec_jax import config as config_lib
 from onerec_jax.data import prepare
 from onerec_jax.inference import assemble
+from onerec_jax.training import loop
 
 
 def record(system: assemble.System) -> dict[str, Any]:
@@ -73,6 +76,37 @@ def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
       + "; ".join(changes[:5])
       + f"); give this one another --config.name, or delete {run}"
     )
+
+
+def once(
+  system: assemble.System,
+  workdir: files.PathLike,
+  train: Callable[[Mesh, pathlib.Path], loop.Progress],
+) -> None:
+  """Trains a run, or resumes it, or finds it done.
+
+  Args:
+    system: of the run.
+    workdir: the work directory.
+    train: (mesh, the run's directory) → how it went.
+
+  Raises:
+    ValueError: the run's directory holds a run with other settings, or the
+      batch does not divide over the devices.
+  """
+  config = system.config
+  run = assemble.run_directory(workdir, config.name)
+  finished = (run / "finished.json").exists()
+  if not finished:
+    mesh = partitioning.make_mesh(config.mesh)
+    check(config, mesh, system.prepared.num_items)
+  claim(run, record(system))
+  if finished:
+    print(f"{config.name}: trained already, skipped ({run})")
+    return
+  progress = train(mesh, run)
+  if jax.process_index() == 0:
+    files.write_json(run / "finished.json", dataclasses.asdict(progress))
 
 
 def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:

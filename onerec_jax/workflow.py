@@ -4,7 +4,6 @@ prepare → tokenize (→ compress) → train → evaluate → report. launch/*.
 these; so may you, from Python.
 """
 
-import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -21,9 +20,10 @@ from onerec_jax.data import pipeline, prepare, shards
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import held_out, protocol, sessions, tables
 from onerec_jax.evaluation import report as report_page
+from onerec_jax.evaluation import rewards as reward_figures
 from onerec_jax.evaluation.result import Evaluation, location
 from onerec_jax.inference import assemble, retrieval
-from onerec_jax.models import registry
+from onerec_jax.models import registry, reward
 from onerec_jax.tokenizer import histories
 from onerec_jax.tokenizer import tokenize as tokenizer
 from onerec_jax.training import loop, losses
@@ -58,9 +58,11 @@ def assembled(
 def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
   """Gives params → validation metrics on a fixed sample of users.
 
-  Of requests instead where `pipeline.targets` is `session`.
+  Of requests instead for sessions (`pipeline.targets`) and reward models.
   """
   config = system.config
+  if isinstance(system.model, reward.RewardModel):
+    return reward_figures.validator(system, mesh)
   retrieve = _retriever(system, mesh)
   mean_loss = _held_out_loss(system, mesh)
   if config.pipeline.targets == "session":
@@ -134,27 +136,20 @@ def train(
       batch does not divide over the devices.
   """
   system = system or assembled(config, workdir)
-  run = assemble.run_directory(workdir, config.name)
-  finished = (run / "finished.json").exists()
-  if not finished:
-    mesh = partitioning.make_mesh(config.mesh)
-    runs.check(config, mesh, system.prepared.num_items)
-  runs.claim(run, runs.record(system))
-  if finished:
-    print(f"{config.name}: trained already, skipped ({run})")
-    return system
-  dataset, steps_per_epoch = pipeline.training_dataset(
-    system.prepared,
-    config.pipeline,
-    config.training.seed,
-    partitioning.local_rows(mesh, config.pipeline.batch_size),
-  )
-  progress = loop.train(
-    config, run, system.model, dataset, steps_per_epoch, system.catalogue,
-    system.index, validator(system, mesh), mesh,
-  )  # fmt: skip
-  if jax.process_index() == 0:
-    files.write_json(run / "finished.json", dataclasses.asdict(progress))
+
+  def train_on(mesh: Mesh, run: pathlib.Path) -> loop.Progress:
+    dataset, steps_per_epoch = pipeline.training_dataset(
+      system.prepared,
+      config.pipeline,
+      config.training.seed,
+      partitioning.local_rows(mesh, config.pipeline.batch_size),
+    )
+    return loop.train(
+      config, run, system.model, dataset, steps_per_epoch, system.catalogue,
+      system.index, validator(system, mesh), mesh,
+    )  # fmt: skip
+
+  runs.once(system, workdir, train_on)
   return system
 
 

@@ -31,8 +31,18 @@ _STRATEGIES = {
   int: st.integers(-(2**53), 2**53),
   float: st.floats(allow_nan=False, allow_infinity=False),
   str: st.text(max_size=8),
-  tuple: st.lists(st.integers(1, 99), min_size=1, max_size=4).map(tuple),
 }
+_NUMBERS, _NAMES = (
+  st.lists(element, min_size=1, max_size=4).map(tuple)
+  for element in (_STRATEGIES[int], _STRATEGIES[str])
+)
+
+
+def values_like(value):
+  """Values of a field's type, as its default shows it."""
+  if not isinstance(value, tuple):
+    return _STRATEGIES[type(value)]
+  return _NUMBERS if value and isinstance(value[0], int) else _NAMES
 
 
 def leaves(config, path=()):
@@ -59,7 +69,7 @@ def overridden(draw):
   for path, value in draw(
     st.lists(st.sampled_from(fields), max_size=6, unique_by=lambda x: x[0])
   ):
-    put(config, path, draw(_STRATEGIES[type(value)]))
+    put(config, path, draw(values_like(value)))
   return config
 
 

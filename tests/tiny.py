@@ -89,6 +89,41 @@ def sasrec(**changes) -> registry.Model:
   return _model(model_configs.SASRecConfig, {**_SASREC, **changes})
 
 
+_REWARD = {
+  "d_model": 16,
+  "num_heads": 2,
+  "d_ff": 24,
+  "sid_embed_dim": 6,
+  "feature_embed_dim": 4,
+  "dropout": 0.0,
+}
+
+
+def session_reward(**changes) -> registry.Model:
+  values = {**_REWARD, "session_size": 2, **changes}
+  return _model(model_configs.SessionRewardConfig, values)
+
+
+def p_score(**changes) -> registry.Model:
+  return _model(model_configs.PScoreConfig, {**_REWARD, **changes})
+
+
+def labelled(plain: Batch) -> Batch:
+  """The batch with random feedback on its targets, a quarter of it unknown."""
+  rng = np.random.default_rng(4)
+  shape, real = plain.targets.shape, np.asarray(plain.targets) > 0
+  labels = {}
+  for name in (
+    "click", "long_view", "like", "follow", "comment", "forward"
+  ):  # fmt: skip
+    labels[name] = (rng.random(shape) < 0.4).astype(np.float32)
+  labels["play_time_ms"] = rng.integers(0, 90_000, shape).astype(np.float32)
+  for values in labels.values():
+    values[rng.random(shape) < 0.25] = np.nan
+    values[~real] = 0
+  return plain.replace(labels={k: jnp.asarray(v) for k, v in labels.items()})
+
+
 def _model(config, values):
   pathways = values.pop("pathways", None)
   return registry.create(
@@ -193,7 +228,8 @@ def batch_of(model: registry.Model) -> Batch:
   """The batch whose targets are what a model generates."""
   if getattr(model, "pathways", None) and model.pathways.on:
     return pathway_batch()
-  return session_batch(getattr(model, "session_items", 1))
+  size = getattr(model, "session_size", getattr(model, "session_items", 1))
+  return session_batch(size)
 
 
 def catalogue() -> Catalogue:
@@ -212,13 +248,19 @@ def catalogue() -> Catalogue:
 
 @functools.cache
 def params(model: registry.Model):
+  """Random parameters of a tiny model."""
+  return random_params(model, batch_of(model), catalogue(), 2)
+
+
+def random_params(
+  model: registry.Model, example: Batch, items: Catalogue, seed: int
+):
   """Random parameters, without compiling `init`: no zeros, no ones."""
-  example = batch_of(model)
   shapes = jax.eval_shape(
-    lambda key: nn.unbox(model.init(key, example, catalogue())["params"]),
-    jax.random.key(0),
-  )
-  rng = np.random.default_rng(2)
+    lambda *args: nn.unbox(model.init(*args)["params"]),
+    jax.random.key(0), example, items,
+  )  # fmt: skip
+  rng = np.random.default_rng(seed)
 
   def draw(path, leaf):
     x = rng.normal(size=leaf.shape)

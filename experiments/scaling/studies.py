@@ -1,4 +1,4 @@
-r"""What changes a lazy decoder besides its size: studies on Amazon Beauty.
+r"""What changes a model besides its size: studies on Amazon Beauty.
 
   python -m launch.sweep --sweep=experiments/scaling/studies.py:codebook \
     --workdir=runs/study_codebook --run_locally
@@ -10,11 +10,14 @@ key_values how many layers of the context's keys there are, and whether values
            are their own (V2 Table 3)
 groups     key/value heads that the query heads share (V2 Table 4)
 pass_at_k  recall among the K best of a beam of 1,024, K from 8 (V1 Table 4)
+features   from ids of positive events alone to all pathways, on the simulated
+           world (V1 Table 2; experiments/simulator/pathways.py)
 
 `codebook:3` takes three seeds. A run takes two to three minutes on two cores.
 """
 
 from experiments.beauty import lazy_decoder
+from experiments.simulator import pathways
 from onerec_jax import config as config_lib
 from onerec_jax.scaling import sweep
 
@@ -47,19 +50,28 @@ _VARIANTS = {
 def get_sweep(arg: str = "codebook") -> dict[str, config_lib.Config]:
   """All variants of a seed before the next seed."""
   study, _, seeds = arg.partition(":")
-  if study not in _VARIANTS or not (seeds or "1").isdigit():
+  known = [*_VARIANTS, "features"]
+  if study not in known or not (seeds or "1").isdigit():
     raise ValueError(
-      f"no study {arg!r}: want one of {', '.join(_VARIANTS)}, or with seeds, "
-      "as codebook:3"
+      f"no study {arg!r}: want one of {', '.join(known)}, or with seeds, as "
+      "codebook:3"
     )
+  return {
+    f"{name}_seed{seed}": sweep.changed(config, {"training.seed": seed})
+    for seed in range(int(seeds or 1))
+    for name, config in _variants(study).items()
+  }
+
+
+def _variants(study: str) -> dict[str, config_lib.Config]:
+  if study == "features":
+    names = ("ids", "short", "positive", "all")
+    return {f"features_{name}": pathways.get_config(name) for name in names}
   base = lazy_decoder.get_config()
   base.training.num_epochs = 6.0
   if study in ("key_values", "groups"):
     base.model.num_layers = 4
-  runs = {}
-  for seed in range(int(seeds or 1)):
-    for name, changes in _VARIANTS[study].items():
-      runs[f"{name}_seed{seed}"] = sweep.changed(
-        base, changes | {"training.seed": seed}
-      )
-  return runs
+  return {
+    name: sweep.changed(base, changes)
+    for name, changes in _VARIANTS[study].items()
+  }

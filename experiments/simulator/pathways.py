@@ -4,8 +4,9 @@ r"""The user pathways of OneRec-V1 on the simulated world, from few to all.
     --workdir=runs/pathways
   python -m launch.evaluate --workdir=runs/pathways --models=pathways_all
 
-Arguments: `history` (the plain history, no pathways), `short`, `positive`
-(short and positive) and `all` (with the lifelong pathway). All learn from the
+Arguments: `history` (the plain history, no pathways), `ids` (positive events'
+item ids and nothing else), `short`, `positive` (short and positive) and `all`
+(with the lifelong pathway). All learn from the
 same requests of clicks for as many steps; docs/pathways.md has cost and
 figures.
 """
@@ -16,6 +17,7 @@ from onerec_jax.simulation.state import DAY_MS, DAY_ZERO_MS
 
 PATHWAYS = {
   "history": (0, 0, 0),
+  "ids": (0, 32, 0),
   "short": (20, 0, 0),
   "positive": (20, 32, 0),
   "all": (20, 32, 64),
@@ -51,6 +53,9 @@ def get_config(arg: str = "all") -> config_lib.Config:
     causal_encoder=False,
     lifelong_queries=16,
   )
+  if arg == "ids":
+    c.model.sid_embedding = "none"
+    c.model.feature_embed_dim = 0
   c.optimizer.learning_rate = 2e-3
   c.optimizer.weight_decay = 0.05
   c.training.num_steps = 1500

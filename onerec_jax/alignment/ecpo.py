@@ -24,20 +24,29 @@ from jaxtyping import Array, Bool, Float
 
 
 def advantages(
-  rewards: Float[Array, "*batch R"], floor: float = 1e-6
+  rewards: Float[Array, "*batch R"],
+  legal: Bool[Array, "*batch R"] | None = None,
+  floor: float = 1e-6,
 ) -> Float[Array, "*batch R"]:
   """Rewards standardised in their group; zeros where all are alike.
 
   Args:
     rewards: of a group's answers.
+    legal: the answers that have a reward; others have advantage 0 and are not
+      part of the group. None: all.
     floor: a standard deviation below it counts as none: dividing by it would
       make advantages of rounding errors.
   """
+  if legal is None:
+    legal = jnp.ones(rewards.shape, bool)
   rewards = rewards.astype(jnp.float32)
-  centred = rewards - jnp.mean(rewards, axis=-1, keepdims=True)
-  deviation = jnp.std(rewards, axis=-1, keepdims=True)
+  of_group = dict(axis=-1, keepdims=True, where=legal)
+  # 1, not 0, answers: an empty group's mean would be NaN.
+  count = jnp.maximum(jnp.sum(legal, axis=-1, keepdims=True), 1)
+  centred = rewards - jnp.sum(rewards, **of_group) / count
+  deviation = jnp.sqrt(jnp.sum(jnp.square(centred), **of_group) / count)
   return jnp.where(
-    deviation > floor, centred / jnp.maximum(deviation, floor), 0.0
+    legal & (deviation > floor), centred / jnp.maximum(deviation, floor), 0.0
   )
 
 

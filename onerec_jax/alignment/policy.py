@@ -13,7 +13,6 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from onerec_jax.data.batch import Batch, Catalogue
-from onerec_jax.inference import prefix_index
 from onerec_jax.inference.prefix_index import PrefixIndex
 from onerec_jax.training import losses
 
@@ -36,16 +35,8 @@ def log_probabilities(
     index: for a constrained softmax.
     key: of dropout; None: none.
   """
-  codes = jnp.take(catalogue.codes, batch.targets, axis=0)
-  rngs = None if key is None else {"dropout": key}
-  logits = model.apply({"params": params}, batch, catalogue, rngs=rngs)
-  levels = []
-  for level, of_level in enumerate(logits):
-    valid = None
-    if model.constrained_softmax:
-      valid = prefix_index.valid_mask(index, level, codes[..., :level])
-    levels.append(-losses.cross_entropy(of_level, codes[..., level], valid))
-  return jnp.stack(levels, axis=-1)
+  levels, _ = losses.code_losses(model, params, batch, catalogue, index, key)
+  return -jnp.stack(levels, axis=-1)
 
 
 def with_codes(

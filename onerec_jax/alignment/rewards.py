@@ -5,8 +5,9 @@ A reward is one function, yours or one of these:
   reward(histories, candidates) -> rewards
 
 of a Batch with T = 1 (whom the candidates are for) and dense item ids [B, R];
-it gives [B, R] float32. Item 0 is no item: what it earns is not looked at
-where illegal IDs have rewards of their own (`format_advantages`).
+it gives [B, R] float32. Of sessions the candidates are [B, R, m]. Item 0 is no
+item: what it earns is not looked at, as illegal IDs have rewards of their own
+(`format_advantages`).
 """
 
 from collections.abc import Callable, Mapping
@@ -24,9 +25,9 @@ def weighted(rewards: Mapping[str, tuple[float, Reward]]) -> Reward:
   """The weighted sum of rewards: name → (weight, reward)."""
 
   def reward(
-    histories: Batch, candidates: Int[Array, "B R"]
+    histories: Batch, candidates: Int[Array, "B R *m"]
   ) -> Float[Array, "B R"]:
-    total = jnp.zeros(candidates.shape, jnp.float32)
+    total = jnp.zeros(candidates.shape[:2], jnp.float32)
     for weight, of in rewards.values():
       total += weight * of(histories, candidates)
     return total

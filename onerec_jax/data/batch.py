@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 # Fields hold arrays of the shapes below, but also shapes and shardings inside
 # tree maps, so the fields themselves are not checked; functions are.
@@ -33,6 +33,9 @@ class Batch:
     visible_from: [B, T] first event position the target sees.
     visible_until: [B, T] one past the last position it sees; 0 for padding
       targets. Position visible_until - 1 lies in the target's segment.
+    labels: name → [B, T] float32, what came of showing a target: flags as 0
+      and 1, signals (data/shards.py), `positive`; NaN unknown, 0 at padding.
+      `weight`, if there, is the target's in the next-token loss.
   """
 
   items: Leaf
@@ -41,6 +44,7 @@ class Batch:
   targets: Leaf
   visible_from: Leaf
   visible_until: Leaf
+  labels: dict[str, Leaf] = struct.field(default_factory=dict)
 
 
 @struct.dataclass
@@ -54,6 +58,12 @@ class Catalogue:
 
   codes: Leaf
   features: dict[str, Leaf]
+
+
+def target_weights(batch: Batch) -> Float[Array, "B T"]:
+  """Weights of the next-token loss; 0 at padding."""
+  real = (batch.targets > 0).astype(jnp.float32)
+  return real * batch.labels.get("weight", 1.0)
 
 
 def static(batch: Batch) -> Bool[Array, "B S"]:

@@ -11,6 +11,7 @@ dropped_events       by where, duplicate_event, min_item_events and
 dropped_users        users left without events
 eventless_users      rows of the user table that no event names
 unused_columns       event columns that are in no record
+signals              what was measured of exposures, in records' order
 positive             condition that marks positive events
 marked_events        events marked positive, and those of marked sessions
 ordinal_time         true: timestamps are 0, 1, … of the user

@@ -61,8 +61,10 @@ def _training_segments(
     if len(request):
       starts = np.flatnonzero(np.diff(request, prepend=request[0] - 1))
       stops = np.append(starts[1:], len(request))
+      if config.targets in ("session", "exposed"):
+        stops = _whole_sessions(starts, stops, config.session_items)
       if config.targets == "session":
-        stops = _whole_sessions(record, starts, stops, config.session_items)
+        stops = np.where(record.session[starts], stops, starts)
       kept = stops > starts
       users.append(np.full(kept.sum(), user))
       first.append(starts[kept])
@@ -78,7 +80,7 @@ def _check_pathways(
 ) -> None:
   """Refuses pathways that the targets or the data do not go with."""
   pathways = config.pathways
-  if pathways.on and config.targets not in ("request", "session"):
+  if pathways.on and config.targets not in ("request", "session", "exposed"):
     raise ValueError(
       f"{pathways} show a request's targets all that came before it, and "
       f"pipeline.targets={config.targets} has targets at other times: set "
@@ -92,21 +94,20 @@ def _check_pathways(
 
 
 def _whole_sessions(
-  record: shards.UserRecord, starts: np.ndarray, stops: np.ndarray, m: int
+  starts: np.ndarray, stops: np.ndarray, m: int
 ) -> np.ndarray:
   """Where the targets of each request end: after as many groups of m as fit.
 
   INFERRED: a request of more items is several sessions with one context; what
-  it has beyond them, like all of a request that `prepare.session` does not
-  mark, is context of later requests alone.
+  it has beyond them is context of later requests alone.
   """
-  targets = (stops - starts) // m * m
-  return starts + np.where(record.session[starts], targets, 0)
+  return starts + (stops - starts) // m * m
 
 
 _OF_REQUESTS = {
   "request": packing.request_segments,
   "session": packing.request_segments,
+  "exposed": packing.request_segments,
   "history": packing.history_segments,
 }
 """`pipeline.targets` → the segments of requests."""
@@ -120,6 +121,7 @@ def training_rows(
   Raises:
     ValueError: an empty training split, or sizes or an order that do not fit.
   """
+  rows_lib.check_imitate(config)
   segments = _training_segments(prepared, config)
   if not len(segments):
     raise ValueError(
@@ -218,14 +220,18 @@ def evaluation_batches(
     target = np.zeros(batch_size, np.int32)
     user[: len(pending)] = [record.user for record, _ in pending]
     target[: len(pending)] = [record.items[i] for record, i in pending]
-    batch = batch.replace(targets=target[:, None])
+    batch = batch.replace(
+      targets=target[:, None],
+      labels=rows_lib.event_labels(prepared, pending, config, batch_size),
+    )
     seen = [record.items[:i] for record, i in pending]
     seen += [np.zeros(0, np.int32)] * (batch_size - len(pending))
     return batch, Queries(user, target, seen)
 
   for index in range(len(prepared)) if users is None else users:
     record = prepared.user(int(index))
-    for event in np.flatnonzero(record.split == split):
+    asked = rows_lib.imitated(record, config) & (record.split == split)
+    for event in np.flatnonzero(asked):
       pending.append((record, int(event)))
       if len(pending) == batch_size:
         yield flush()

@@ -39,6 +39,8 @@ from onerec_jax.data import manifest as manifest_lib
 
 PREPARED = "prepared"
 _NUMBERS = ("rating", "play_time_ms")
+_MEASURED = ("play_time_ms", "log_probability")
+"""Columns that are signals of a record as they are."""
 PLACES = ("data_dir", "events", "items", "users", "engine")
 """Where files lie is no part of what they say: their content is hashed. Nor is
 what runs the SQL: the shards come out the same."""
@@ -206,6 +208,7 @@ class _Preparation:
       "skipped_rows": dict(self.skipped),
       "unused_columns": self.unused,
       "positive": self.positive,
+      "signals": self._signals,
       "ordinal_time": self.ordinal,
       **manifest_lib.tables(self.out, items, users, specs),
       "shards": written,
@@ -232,9 +235,31 @@ class _Preparation:
       n for n in self.columns if n.startswith(schema.STAGE_PREFIX)
     )
     core = ("user_id", "item_id", "timestamp_ms", "request_id", "source_row")
+    self.measured = [n for n in _MEASURED if n in self.columns]
     self.unused = sorted(
-      set(reader.schema.names) - {*core, *self.numbers, *self.flags}
+      set(reader.schema.names)
+      - {*core, *self.numbers, *self.flags, *self.measured}
     )
+
+  @property
+  def _measurements(self) -> list[str]:
+    """Columns of numbers, each once."""
+    return list(dict.fromkeys([*self.numbers, *self.measured]))
+
+  @property
+  def _signals(self) -> list[str]:
+    """Names of a record's signals."""
+    if "play_time_ms" in self.measured and self._durations() is not None:
+      return [*self.measured, "play_quantile"]
+    return self.measured
+
+  def _durations(self) -> np.ndarray | None:
+    """Milliseconds by dense item, float [I + 1]; NaN unknown."""
+    items = self.tables.items
+    if items is None or "duration_ms" not in items.schema.names:
+      return None
+    known = items["duration_ms"].cast(pa.float64())
+    return np.append(np.nan, known.to_numpy(zero_copy_only=False))
 
   def _check_times(self) -> None:
     """Warns where seconds were given as milliseconds, as it seems."""
@@ -257,7 +282,7 @@ class _Preparation:
       self.config.min_user_events,
     )
     self.positive = marks.positive(self.config.positive, self.columns)
-    carried = [*self.numbers, *self.flags]
+    carried = [*self._measurements, *self.flags]
     self.engine.create(
       "marked", queries.marked(filters, self.positive, carried)
     )
@@ -336,9 +361,12 @@ class _Preparation:
   def _records(
     self, user_codes: dict[str, np.ndarray], num_users: int
   ) -> Iterator[shards.UserRecord]:
-    stream = self.engine.stream(queries.records(self.numbers, self.flags))
+    stream = self.engine.stream(queries.records(self._measurements, self.flags))
     bucketing = {"event": self.event_specs}
     task = self.progress.add_task("writing users", total=num_users)
     for chunk in records.whole_users(stream):
-      yield from records.split_users(chunk, bucketing, user_codes, self.ordinal)
+      yield from records.split_users(
+        chunk, bucketing, user_codes, self.ordinal, self._signals,
+        self._durations(),
+      )  # fmt: skip
       self.progress.update(task, completed=int(chunk["dense_user"][-1]))

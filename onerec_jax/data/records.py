@@ -1,12 +1,12 @@
 """Sorted event rows → one record a user."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
 
-from onerec_jax.data import features, shards
+from onerec_jax.data import duration, features, shards
 
 
 def whole_users(
@@ -45,6 +45,8 @@ def split_users(
   bucketing: Mapping[str, Mapping[str, features.Spec]],
   user_columns: Mapping[str, np.ndarray],
   ordinal: bool,
+  signals: Sequence[str] = (),
+  durations: np.ndarray | None = None,
 ) -> Iterator[shards.UserRecord]:
   """Records of the users of a chunk.
 
@@ -53,6 +55,8 @@ def split_users(
     bucketing: specs of event features under `event`.
     user_columns: name → int32 [U] codes, index = dense user - 1.
     ordinal: number the events of a user instead of giving their times.
+    signals: names of the record's signals: columns, or `play_quantile`.
+    durations: float [I + 1] milliseconds by dense item, for `play_quantile`.
   """
   users = chunk["dense_user"]
   first = np.diff(users, prepend=0) != 0
@@ -65,6 +69,13 @@ def split_users(
   for start, length in zip(starts.tolist(), lengths.tolist()):
     part = slice(start, start + length)
     user = int(users[start])
+    measured = {name: chunk[name][part] for name in signals if name in chunk}
+    if "play_quantile" in signals:
+      measured["play_quantile"] = duration.play_quantiles(
+        chunk["request"][part],
+        durations[chunk["dense_item"][part]],
+        chunk["play_time_ms"][part],
+      )
     yield shards.UserRecord(
       user=user,
       items=chunk["dense_item"][part].astype(np.int32),
@@ -75,4 +86,5 @@ def split_users(
       session=chunk["session"][part].astype(bool),
       features={name: v[part] for name, v in values.items()},
       user_features={n: int(c[user - 1]) for n, c in user_columns.items()},
+      signals={n: measured[n].astype(np.float32) for n in signals},
     )

@@ -28,6 +28,57 @@ def feature_sizes(prepared: shards.PreparedData) -> dict[str, int]:
   return sizes
 
 
+def check_imitate(config: config_lib.PipelineConfig) -> None:
+  """Refuses an unknown `pipeline.imitate`."""
+  if config.imitate not in ("all", "positive"):
+    raise ValueError(
+      f"pipeline.imitate={config.imitate!r}: want all or positive"
+    )
+
+
+def imitated(
+  record: shards.UserRecord, config: config_lib.PipelineConfig
+) -> np.ndarray:
+  """Which events [n] the next-token loss and evaluation ask for."""
+  if config.imitate == "positive":
+    return record.positive
+  return np.ones(len(record.items), bool)
+
+
+def labels(
+  prepared: shards.PreparedData,
+  record: shards.UserRecord,
+  config: config_lib.PipelineConfig,
+) -> dict[str, np.ndarray]:
+  """Name → float32 [n]: the labels of a user's events (see data/batch.py)."""
+  found = {}
+  if config.imitate != "all":
+    found["weight"] = imitated(record, config).astype(np.float32)
+  if config.labels:
+    found["positive"] = record.positive.astype(np.float32)
+    for name, spec in prepared.manifest["bucketing"]["event"].items():
+      if spec["kind"] == "flag":
+        bucket = record.features[name]
+        found[name] = np.where(bucket, bucket - 1.0, np.nan).astype(np.float32)
+    found |= record.signals
+  return found
+
+
+def event_labels(
+  prepared: shards.PreparedData,
+  events: Sequence[tuple[shards.UserRecord, int]],
+  config: config_lib.PipelineConfig,
+  batch_size: int,
+) -> dict[str, np.ndarray]:
+  """Name → [batch_size, 1]: the labels of single events, 0 at the rest."""
+  found: dict[str, np.ndarray] = {}
+  for row, (record, event) in enumerate(events):
+    for name, values in labels(prepared, record, config).items():
+      column = found.setdefault(name, np.zeros((batch_size, 1), np.float32))
+      column[row] = values[event]
+  return found
+
+
 class History(NamedTuple):
   """What is known of a user before a request.
 
@@ -73,6 +124,7 @@ def _empty_row(names: Sequence[str], S: int, T: int) -> dict[str, Any]:
     name: np.zeros(S, np.int32) for name in ("items", "segment")
   }
   row["features"] = {name: np.zeros(S, np.int32) for name in names}
+  row["labels"] = {}
   for name in ("targets", "visible_from", "visible_until"):
     row[name] = np.zeros(T, np.int32)
   return row
@@ -189,6 +241,7 @@ class PackedRows:
       slots = slice(target, target + stop - first)
       origin = position + 1 - start  # row position of the user's event 0
       row["targets"][slots] = record.items[first:stop]
+      self._label(row, slots, record, slice(first, stop))
       row["visible_until"][slots] = origin + until
       row["visible_from"][slots] = origin + np.maximum(
         start, until - config.max_history
@@ -196,6 +249,21 @@ class PackedRows:
       position += length
       target += stop - first
     return row
+
+  def _label(
+    self,
+    row: dict[str, Any],
+    slots: slice,
+    record: shards.UserRecord,
+    events: slice,
+  ) -> None:
+    """Writes the labels of targets."""
+    found = labels(self._prepared, record, self._config)
+    for name, values in found.items():
+      column = row["labels"].setdefault(
+        name, np.zeros(len(row["targets"]), np.float32)
+      )
+      column[slots] = values[events]
 
   def _of_pathways(self, index: int) -> dict[str, Any]:
     """The row of one segment: targets of a request, and all before it."""
@@ -206,6 +274,7 @@ class PackedRows:
     wanted = slice(segments.first_target[index], segments.stop[index])
     targets = record.items[wanted]
     row["targets"][: len(targets)] = targets
+    self._label(row, slice(len(targets)), record, wanted)
     history = before(self._prepared, record, int(request))
     _put_pathways(row, history, config.pathways, len(targets))
     return row
@@ -243,7 +312,7 @@ def request_batch(
   columns = {
     name: np.stack([row[name] for row in rows])
     for name in rows[0]
-    if name != "features"
+    if name not in ("features", "labels")
   }
   features = {
     name: np.stack([row["features"][name] for row in rows]) for name in names

@@ -2,10 +2,10 @@
 
 A record is little-endian, no names, no pickle; the manifest has the names:
 
-  int32 user, n, number of event features E, number of user features
+  int32 user, n, number of event features E, of user features, of signals P
   int64 [n] timestamps · int32 [n] items · int32 [n] request
   int32 [E, n] event features · int32 [...] user features · int8 [n] split
-  int8 [n] positive · int8 [n] session
+  int8 [n] positive · int8 [n] session · float32 [P, n] signals
 """
 
 import functools
@@ -22,13 +22,13 @@ from array_record.python import array_record_module
 
 from onerec_jax import files
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST = "manifest.json"
 ITEMS = "items.parquet"
 USERS = "users.parquet"
 FEATURE_PREFIX = "feature_"
 
-_HEADER = 4
+_HEADER = 5
 # One record a chunk: any user is read without its neighbours.
 _WRITER_OPTIONS = "group_size:1,zstd:3"
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
@@ -48,6 +48,9 @@ class UserRecord(NamedTuple):
     session: bool [n] `prepare.session` holds of the event's request.
     features: name → int32 [n] bucketed event features.
     user_features: name → bucketed static feature.
+    signals: name → float32 [n] what was measured of an exposure, NaN where it
+      was not: `play_time_ms`, `play_quantile` (duration.py) and
+      `log_probability`. Labels of targets; no model reads them in a history.
   """
 
   user: int
@@ -59,12 +62,19 @@ class UserRecord(NamedTuple):
   session: np.ndarray
   features: dict[str, np.ndarray]
   user_features: dict[str, int]
+  signals: dict[str, np.ndarray]
 
 
 def encode(record: UserRecord) -> bytes:
   """A user's record as bytes; features in the order of the dicts."""
   n = len(record.items)
-  header = (record.user, n, len(record.features), len(record.user_features))
+  header = (
+    record.user,
+    n,
+    len(record.features),
+    len(record.user_features),
+    len(record.signals),
+  )
   parts = [
     np.asarray(header, "<i4"),
     np.asarray(record.timestamps, "<i8"),
@@ -75,27 +85,33 @@ def encode(record: UserRecord) -> bytes:
     np.asarray(record.split, "i1"),
     np.asarray(record.positive, "i1"),
     np.asarray(record.session, "i1"),
+    *(np.asarray(s, "<f4") for s in record.signals.values()),
   ]
   return b"".join(part.tobytes() for part in parts)
 
 
 def decode(
-  content: bytes, event_features: Sequence[str], user_features: Sequence[str]
+  content: bytes,
+  event_features: Sequence[str],
+  user_features: Sequence[str],
+  signals: Sequence[str],
 ) -> UserRecord:
   """The inverse of `encode`; arrays are read-only views of the bytes.
 
   Raises:
-    ValueError: the bytes are not a record with these features.
+    ValueError: the bytes are not a record with these features and signals.
   """
   events, statics = len(event_features), len(user_features)
+  numbers = events, statics, len(signals)
   header = np.frombuffer(content, "<i4", min(_HEADER, len(content) // 4))
   n = int(header[1]) if len(header) == _HEADER else -1
-  size = 4 * _HEADER + n * (8 + 4 + 4 + 4 * events + 3) + 4 * statics
-  if n < 0 or tuple(header[2:]) != (events, statics) or size != len(content):
+  size = 4 * _HEADER + n * (8 + 4 + 4 + 4 * events + 3 + 4 * len(signals))
+  size += 4 * statics
+  if n < 0 or tuple(header[2:]) != numbers or size != len(content):
     raise ValueError(
       f"a record of {len(content)} bytes with header {header.tolist()} does "
-      f"not hold {events} event and {statics} user features; run "
-      "launch.prepare again"
+      f"not hold {events} event and {statics} user features and "
+      f"{len(signals)} signals; run launch.prepare again"
     )
   times = np.frombuffer(content, "<i8", n, 4 * _HEADER)
   offset = 4 * _HEADER + 8 * n
@@ -103,8 +119,10 @@ def decode(
   body = body.reshape(2 + events, n)
   offset += body.nbytes
   static = np.frombuffer(content, "<i4", statics, offset)
-  marks = np.frombuffer(content, "i1", 3 * n, offset + static.nbytes)
+  offset += static.nbytes
+  marks = np.frombuffer(content, "i1", 3 * n, offset)
   split, positive, session = marks.reshape(3, n)
+  measured = np.frombuffer(content, "<f4", len(signals) * n, offset + 3 * n)
   return UserRecord(
     user=int(header[0]),
     items=body[0],
@@ -115,6 +133,7 @@ def decode(
     session=session != 0,
     features=dict(zip(event_features, body[2:])),
     user_features=dict(zip(user_features, static.tolist())),
+    signals=dict(zip(signals, measured.reshape(len(signals), n))),
   )
 
 
@@ -214,6 +233,7 @@ _KEYS = {
   "event_features",
   "user_features",
   "item_features",
+  "signals",
   "bucketing",
   "shards",
   "tables",
@@ -255,6 +275,7 @@ class PreparedData:
     self.snapshots: Any = None
     self._event_features = tuple(manifest["event_features"])
     self._user_features = tuple(manifest["user_features"])
+    self._signals = tuple(manifest["signals"])
     sizes = [shard["records"] for shard in manifest["shards"]]
     self._starts = np.cumsum([0, *sizes])
     self._readers: dict[int, Any] = {}
@@ -307,7 +328,9 @@ class PreparedData:
       self._readers[shard] = reader(self.directory / name)
     place = int(index - self._starts[shard])
     content = self._readers[shard].read([place])[0]
-    return decode(content, self._event_features, self._user_features)
+    return decode(
+      content, self._event_features, self._user_features, self._signals
+    )
 
   @property
   def num_items(self) -> int:

@@ -64,7 +64,7 @@ def evaluate(
     item of each request, `split` gets the ending `_sessions`.
   """
   start = time.perf_counter()
-  m, size = config.pipeline.session_items, _batch_size(config)
+  m, size = config.pipeline.session_items, batch_size(config)
   shown = {c: np.zeros((len(requests), m), np.int32) for c in protocol.COLUMNS}
   known = prepared.item_counts > 0
   with protocol.bar_of(progress) as bar:
@@ -76,7 +76,7 @@ def evaluate(
       for column in protocol.COLUMNS:
         allowed = None
         if column:
-          allowed = _allowed(prepared, requests, rows, known, size)
+          allowed = allowed_items(prepared, requests, rows, known, size)
         items = np.asarray(retrieve(one, allowed)[0])[: len(rows), :m]
         shown[column][rows, : items.shape[1]] = items
       bar.update(task, advance=len(rows))
@@ -119,7 +119,7 @@ def validator(
     retrieve: as `Retrieve`, after params.
     mean_loss: of params over held_out.batches.
   """
-  m, size = config.pipeline.session_items, _batch_size(config)
+  m, size = config.pipeline.session_items, batch_size(config)
   requests = held_out.requests(
     prepared, pipeline.VALIDATION, m, config.evaluation.validation_users
   )
@@ -136,20 +136,28 @@ def validator(
   return validate
 
 
-def _batch_size(config: config_lib.Config) -> int:
+def batch_size(config: config_lib.Config) -> int:
   """Rows that divide over the devices; the last batch is filled up anyway."""
   devices = jax.device_count()
   return -(-config.evaluation.batch_size // devices) * devices
 
 
-def _allowed(
+def allowed_items(
   prepared: shards.PreparedData,
   requests: held_out.Requests,
   rows: np.ndarray,
   known: np.ndarray,
   size: int,
 ) -> Bool[np.ndarray, "B I1"]:
-  """What the column `filtered/` may show to each of the rows."""
+  """What the column `filtered/` may show to each of the rows.
+
+  Args:
+    prepared: the data.
+    requests: as asked.
+    rows: which of them.
+    known: bool [I + 1], items that training events name.
+    size: B, at least as many as the rows.
+  """
   allowed = np.repeat(known[None], size, axis=0)
   for place, i in enumerate(rows):
     record = prepared.user(int(requests.user[i]) - 1)
@@ -214,25 +222,59 @@ def with_true_values(
   Raises:
     ValueError: an empty slot, or data that leaves events out.
   """
-  if (found.filtered_items <= 0).any():
-    raise ValueError(f"{found.name}: a session to be valued has an empty slot")
-  world = World.create(config)
-  number = lambda raw: np.asarray([int(name[1:]) for name in raw], np.int32)
-  users = number(prepared.users["raw_id"].to_pylist())
-  items = number(prepared.items["raw_id"].to_pylist())
-  values = truth.session_values(
-    world,
-    LoggingPolicy.create(world),
-    users[requests.user - 1],
-    requests.number.astype(np.int64),
-    items[found.filtered_items - 1],
+  values = true_values(
+    prepared, requests, found.filtered_items, config, found.name
   )
-  values = {f"true/{name}": value for name, value in values.items()}
+  values = {
+    f"true/{name}": value
+    for name, value in values.items()
+    if name.endswith(("clicks", "watch_s"))
+  }
   means = {name: float(value.mean()) for name, value in values.items()}
   return dataclasses.replace(
     found,
     metrics=found.metrics | means,
     per_query=found.per_query | values,
+  )
+
+
+def true_values(
+  prepared: shards.PreparedData,
+  requests: held_out.Requests,
+  shown: Int[np.ndarray, "Q *W m"],
+  config: config_lib.SimulationConfig,
+  name: str,
+) -> dict[str, np.ndarray]:
+  """truth.session_values of held-out requests, in the data's dense ids.
+
+  Args:
+    prepared: data of the source `simulator`, of all its events.
+    requests: of these data.
+    shown: a session of each request, or W of them; no slot empty.
+    config: of the world.
+    name: whose sessions they are, for messages.
+
+  Raises:
+    ValueError: an empty slot, or data that leaves events out.
+  """
+  if (shown <= 0).any():
+    raise ValueError(f"{name}: a session to be valued has an empty slot")
+  if left_out := sum(prepared.manifest["dropped_events"].values()):
+    raise ValueError(
+      f"{prepared.directory} leaves out {left_out} of the world's events, and "
+      "so its requests cannot be found again in the world; prepare it without "
+      "prepare.where, min_user_events and min_item_events"
+    )
+  world = World.create(config)
+  number = lambda raw: np.asarray([int(name[1:]) for name in raw], np.int32)
+  users = number(prepared.users["raw_id"].to_pylist())
+  items = number(prepared.items["raw_id"].to_pylist())
+  return truth.session_values(
+    world,
+    LoggingPolicy.create(world),
+    users[requests.user - 1],
+    requests.number.astype(np.int64),
+    items[shown - 1],
   )
 
 

@@ -9,13 +9,19 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from onerec_jax import checkpoint, files, partitioning, semantic_ids
+from onerec_jax import (
+  checkpoint,
+  files,
+  model_configs,
+  partitioning,
+  semantic_ids,
+)
 from onerec_jax import config as config_lib
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.data import shards, snapshots
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.inference import prefix_index
-from onerec_jax.models import registry
+from onerec_jax.models import registry, two_tower
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +34,8 @@ class System:
     semantic_ids: None where the model scores items.
     model: the module.
     catalogue: item tables, numpy.
-    index: prefix index; None where the model scores items.
+    index: what steps and search read beside the catalogue: the prefix index;
+      log frequencies of two towers' items; None where SASRec scores items.
   """
 
   config: config_lib.Config
@@ -56,6 +63,8 @@ def assemble(
   if sids is not None:
     codes, sizes = sids.codes, sids.codebook_sizes
     index = prefix_index.build(codes, sizes, prepared.item_counts)
+  elif isinstance(config.model, model_configs.TwoTowerConfig):
+    index = two_tower.log_frequency(prepared.item_counts)
   model = registry.create(
     config.model,
     prepared.num_items,

@@ -23,9 +23,7 @@ Retrieve = Callable[..., tuple[Array, Array]]
 """(params, batch, catalogue, allowed=None) → (items, scores), see below."""
 
 
-def make_retrieve(
-  model: nn.Module, index: PrefixIndex | None, width: int
-) -> Retrieve:
+def make_retrieve(model: nn.Module, index: Any, width: int) -> Retrieve:
   """The candidates of each row by a model: `retrieve` below, jitted.
 
   `retrieve(params, batch, catalogue, allowed=None)` returns (items [B, W'],
@@ -38,7 +36,7 @@ def make_retrieve(
 
   Args:
     model: item-scoring (has `item_scores`) or generative.
-    index: over the catalogue; None for item-scoring models.
+    index: a PrefixIndex over the catalogue; item-scoring models read none.
     width: the beam width, or how many of the best items.
 
   Raises:

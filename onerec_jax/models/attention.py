@@ -1,5 +1,7 @@
 """Attention with grouped queries, masks and a bias by distance."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -102,16 +104,63 @@ def cross_attention(
   B, T, L, H, Z = queries.shape
   G, S = keys.shape[2], keys.shape[1]
   # One matrix product for each row and key head: all its queries at once.
-  q = queries.reshape(B, T, L, G, H // G, Z).transpose(0, 3, 4, 1, 2, 5)
+  scale = np.asarray(Z**-0.5, queries.dtype)
+  q = (queries * scale).reshape(B, T, L, G, H // G, Z)
+  q = q.transpose(0, 3, 4, 1, 2, 5).reshape(B, G, -1, Z)
   k, v = (x.transpose(0, 2, 1, 3) for x in (keys, values))
-  scale = np.asarray(Z**-0.5, q.dtype)
-  logits = (q * scale).reshape(B, G, -1, Z) @ k.swapaxes(2, 3)
-  logits = logits.reshape(B, G, H // G, T, L, S)
   bias = bias.reshape(B, G, H // G, -1, 1, S)
-  weights = softmax(logits + bias).astype(v.dtype)
-  out = weights.reshape(B, G, -1, S) @ v
+  shape = (B, G, H // G, T, L, S)
+  if values is keys:
+    out = _attend_tied(shape, q, k, bias)
+  else:
+    out = _weights(shape, q, k, bias) @ v
   out = out.reshape(B, G, H // G, T, L, Z).transpose(0, 3, 4, 1, 2, 5)
   return out.reshape(B, T, L, H, Z)
+
+
+def _weights(
+  shape: tuple[int, ...],
+  q: Float[Array, "B G N Z"],
+  k: Float[Array, "B G S Z"],
+  bias: Float[Array, "B G _ #T 1 S"],
+) -> Float[Array, "B G N S"]:
+  """Attention weights; `shape` is [B, G, H / G, T, L, S], N all its queries."""
+  logits = (q @ k.swapaxes(2, 3)).reshape(shape)
+  weights = softmax(logits + bias).astype(k.dtype)
+  return weights.reshape(*q.shape[:3], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend_tied(shape, q, k, bias):
+  """Attention to keys that are their own values (V2's S_kv = 1).
+
+  Their gradient is one matrix product over what scores and weights pass back,
+  not two that are added. Where many layers read long keys for few targets,
+  these are most of a training step's memory.
+  """
+  return _weights(shape, q, k, bias) @ k
+
+
+def _attend_tied_forward(shape, q, k, bias):
+  weights = _weights(shape, q, k, bias)
+  return weights @ k, (weights, q, k, bias)
+
+
+def _attend_tied_backward(shape, kept, out):
+  weights, q, k, bias = kept
+  of_weights = (out @ k.swapaxes(2, 3)).astype(jnp.float32)
+  p = weights.astype(jnp.float32)
+  of_logits = p * (of_weights - jnp.sum(p * of_weights, -1, keepdims=True))
+  of_bias = of_logits.reshape(shape)
+  summed = tuple(i for i in range(6) if bias.shape[i] < shape[i])
+  of_bias = jnp.sum(of_bias, summed, keepdims=True).astype(bias.dtype)
+  of_logits = of_logits.astype(k.dtype)
+  of_k = jnp.concatenate([of_logits, weights], axis=2).swapaxes(2, 3)
+  of_k = of_k @ jnp.concatenate([q, out], axis=2)
+  return of_logits @ k, of_k, of_bias
+
+
+_attend_tied.defvjp(_attend_tied_forward, _attend_tied_backward)
 
 
 def causal_attention(

@@ -149,9 +149,10 @@ class ContextEmbedding(nn.Module):
       parts.append(self._feature(f"item_{name}", size, values))
     for name, size in self.features:
       parts.append(self._feature(name, size, batch.features[name]))
-    # Tells a user token from an event, and gives an empty history a key.
-    token = batch_lib.static(batch).astype(jnp.int32)
-    parts.append(self._feature("user_token", 2, token))
+    if self.feature_embed_dim:
+      # Tells a user token from an event, and gives an empty history a key.
+      token = batch_lib.static(batch).astype(jnp.int32)
+      parts.append(self._feature("user_token", 2, token))
     return jnp.concatenate(parts, axis=-1)
 
   def _codes(self, batch, catalogue):

@@ -17,8 +17,12 @@ from onerec_jax.models import (
   layers,
   lazy_decoder,
   moe,
+  p_score,
+  reward,
   sasrec,
   session_decoder,
+  session_reward,
+  two_tower,
 )
 
 Model = (
@@ -27,6 +31,8 @@ Model = (
   | session_decoder.SessionDecoder
   | decoder_only.DecoderOnly
   | sasrec.SASRec
+  | two_tower.TwoTower
+  | reward.RewardModel
 )
 
 _CLASSES = {
@@ -35,6 +41,9 @@ _CLASSES = {
   model_configs.SessionDecoderConfig: session_decoder.SessionDecoder,
   model_configs.DecoderOnlyConfig: decoder_only.DecoderOnly,
   model_configs.SASRecConfig: sasrec.SASRec,
+  model_configs.TwoTowerConfig: two_tower.TwoTower,
+  model_configs.SessionRewardConfig: session_reward.SessionReward,
+  model_configs.PScoreConfig: p_score.PScore,
 }
 _COUNTERS = {
   lazy_decoder.LazyDecoder: lazy_decoder,
@@ -42,6 +51,9 @@ _COUNTERS = {
   session_decoder.SessionDecoder: session_decoder,
   decoder_only.DecoderOnly: decoder_only,
   sasrec.SASRec: sasrec,
+  two_tower.TwoTower: two_tower,
+  session_reward.SessionReward: session_reward,
+  p_score.PScore: p_score,
 }
 """Model → the module that counts its FLOPs and parameters."""
 
@@ -95,14 +107,11 @@ def create(
     ValueError: sizes that do not fit each other, named.
   """
   pathways = pathways or config_lib.PathwaysConfig()
-  # The two share a name space of parameters with the user token's.
-  names = [*features, *(f"item_{name}" for name in item_features), "user_token"]
-  twice = sorted({name for name in names if names.count(name) > 1})
-  if twice:
-    raise ValueError(
-      f"two features are called {twice[0]!r}; rename the column and prepare "
-      "the data again"
-    )
+  _check_names(features, item_features)
+  if isinstance(config, model_configs.GeneratorConfig) and (
+    config.feature_embed_dim == 0
+  ):
+    features, item_features = {}, {}
   _divides(config, "d_model", "num_heads")
   values = dict(
     vars(config),
@@ -112,13 +121,11 @@ def create(
   )
   del values["system"], values["compute_dtype"]
   if needs_semantic_ids(config):
-    _check_generator(config)
+    _check_reader(config)
     values |= {
-      "attention": attention_kernel(config.attention),
       "codebook_sizes": tuple(codebook_sizes),
       "item_features": tuple(sorted(item_features.items())),
       # Copies: the configs stay free to change.
-      "moe": dataclasses.replace(config.moe),
       "pathways": dataclasses.replace(pathways),
     }
   elif pathways.on:
@@ -126,7 +133,36 @@ def create(
       f"model.system={config.system} reads the plain history alone; leave "
       "pipeline.pathways at 0, or take a generator"
     )
+  if isinstance(config, model_configs.TwoTowerConfig):
+    _check_two_tower(config)
+    values["item_features"] = tuple(sorted(item_features.items()))
+  if isinstance(config, model_configs.GeneratorConfig):
+    _check_generator(config)
+    values |= {
+      "attention": attention_kernel(config.attention),
+      "moe": dataclasses.replace(config.moe),
+    }
+  if isinstance(config, model_configs.RewardConfig):
+    _check_reward(config)
   return _CLASSES[type(config)](**values)
+
+
+def _check_names(features: Iterable[str], item_features: Iterable[str]) -> None:
+  """Raises ValueError where a feature of each kind has one name."""
+  # The two share a name space of parameters with the user token's.
+  names = [*features, *(f"item_{name}" for name in item_features), "user_token"]
+  twice = sorted({name for name in names if names.count(name) > 1})
+  if twice:
+    raise ValueError(
+      f"two features are called {twice[0]!r}; rename the column and prepare "
+      "the data again"
+    )
+
+
+def _check_two_tower(config: model_configs.TwoTowerConfig) -> None:
+  """Raises ValueError for a temperature that scores cannot have."""
+  if config.temperature <= 0:
+    raise ValueError(f"model.temperature={config.temperature} must be above 0")
 
 
 def _divides(config: model_configs.ModelConfig, whole: str, part: str) -> None:
@@ -142,14 +178,25 @@ def _one_of(name: str, value: str, known: Iterable[str]) -> None:
     raise ValueError(f"model.{name}={value!r}: want one of {sorted(known)}")
 
 
-def _check_generator(config: model_configs.GeneratorConfig) -> None:
-  """Raises ValueError where sizes do not fit each other."""
-  _one_of("remat", config.remat, layers.REMAT)
+def _check_reader(
+  config: model_configs.GeneratorConfig | model_configs.RewardConfig,
+) -> None:
+  """Raises ValueError unless a user's context can be read."""
   if config.lifelong_queries < 1 or config.lifelong_layers < 1:
     raise ValueError(
       f"model.lifelong_queries={config.lifelong_queries} and model."
       f"lifelong_layers={config.lifelong_layers} must be at least 1"
     )
+  if config.item_table_rows % layers.TABLE_MULTIPLE:
+    raise ValueError(
+      f"model.item_table_rows={config.item_table_rows} is no multiple of "
+      f"{layers.TABLE_MULTIPLE}"
+    )
+
+
+def _check_generator(config: model_configs.GeneratorConfig) -> None:
+  """Raises ValueError where sizes do not fit each other."""
+  _one_of("remat", config.remat, layers.REMAT)
   _check_item_input(config)
   experts = config.moe
   _one_of("moe.router", experts.router, moe.ROUTERS)
@@ -193,21 +240,46 @@ def _check_item_input(config: model_configs.GeneratorConfig) -> None:
       "model.sid_embedding=none and model.item_embedding=False leave nothing "
       "of an event's item; set one of them"
     )
-  if config.item_table_rows % layers.TABLE_MULTIPLE:
+
+
+def _check_reward(config: model_configs.RewardConfig) -> None:
+  """Raises ValueError unless objectives and what goes with them fit."""
+  names = config.objectives
+  if not names or len({*names}) < len(names):
     raise ValueError(
-      f"model.item_table_rows={config.item_table_rows} is no multiple of "
-      f"{layers.TABLE_MULTIPLE}"
+      f"model.objectives={names} must be one or more different names"
     )
+  if isinstance(config, model_configs.SessionRewardConfig):
+    for name in names:
+      _one_of("objectives", name, session_reward.OBJECTIVES)
+    if config.session_size < 1 or config.session_seconds <= 0:
+      raise ValueError(
+        f"model.session_size={config.session_size} must be at least 1 and "
+        f"model.session_seconds={config.session_seconds} above 0"
+      )
+  if isinstance(config, model_configs.PScoreConfig):
+    if config.weights and len(config.weights) != len(names):
+      raise ValueError(
+        f"model.weights={config.weights} are not one for each of "
+        f"model.objectives={names}"
+      )
+    if p_score.FUSED in names:
+      raise ValueError(
+        f"model.objectives={names}: {p_score.FUSED!r} is the P-Score's own name"
+      )
 
 
 def needs_semantic_ids(config: model_configs.ModelConfig) -> bool:
-  """Whether the model generates codes."""
-  return isinstance(config, model_configs.GeneratorConfig)
+  """Whether the model reads or generates codes."""
+  return isinstance(
+    config, model_configs.GeneratorConfig | model_configs.RewardConfig
+  )
 
 
 def balance_rate(config: model_configs.ModelConfig) -> float:
   """Step of the experts' balancing biases; 0 where there are no experts."""
-  return config.moe.balance_rate if needs_semantic_ids(config) else 0.0
+  experts = getattr(config, "moe", None)
+  return experts.balance_rate if experts else 0.0
 
 
 def forward_flops(

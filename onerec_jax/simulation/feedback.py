@@ -122,6 +122,25 @@ def expected_play_time(
   return (duration * total).astype(np.float32)
 
 
+def long_view_probability(
+  world: World,
+  items: Int32[np.ndarray, "..."],
+  satisfaction: Float32[np.ndarray, "..."],
+) -> Float32[np.ndarray, "..."]:
+  """Probability of a long view, over clicks and noise.
+
+  P(share ≥ min(1, 18 s / d)) = Φ((μ − log min(1, 18 s / d)) / σ).
+  """
+  duration = world.item_duration[items]
+  long = (_DURATION_POWER - 1) * np.log(duration / _REFERENCE_MS)
+  least = np.log(np.minimum(1.0, LONG_VIEW_MS / duration))
+  total = 0.0
+  for will, odds in ((_CLICKED, satisfaction), (_PASSED, 1 - satisfaction)):
+    log_share = will + satisfaction - 0.5 + long
+    total = total + odds * special.ndtr((log_share - least) / _NOISE)
+  return np.asarray(total, np.float32)
+
+
 def _play_time(
   duration: np.ndarray,
   satisfaction: np.ndarray,

@@ -26,17 +26,19 @@ from onerec_jax.simulation.world import World
 
 MAX_REQUESTS = 64
 """Of one user on one day."""
+SWIPE_MS = 500
+"""Between the end of one item and the start of the next."""
 
 _WAKING_MS = (7 * 3_600_000, 22 * 3_600_000)
-_SWIPE_MS = 500
 # Entries of a chunk's users × items matrices (16 MiB each).
 _CHUNK_ENTRIES = 1 << 22
 
 Observer = Callable[
-  [State, np.ndarray, np.ndarray, Slate, feedback_lib.Feedback], None
+  [State, np.ndarray, np.ndarray, Slate, feedback_lib.Feedback, np.ndarray],
+  None,
 ]
-"""Sees (state, users, request ids, slate, feedback) of every chunk, with the
-state as it was at the requests."""
+"""Sees (state, users, request ids, slate, feedback, times) of every chunk: the
+state as it was at the requests, and when each slot was shown, int64 ms."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +146,9 @@ def step(
       )
       request = (state.day * MAX_REQUESTS + r) * config.num_users
       requests = request + users.astype(np.int64)
-      if observe is not None:
-        observe(now, users, requests, slate, given)
       shown = _times(now, users, starts[users, r], given.play_time)
+      if observe is not None:
+        observe(now, users, requests, slate, given, shown)
       parts.append(_log(now, users, requests, shown, slate, given))
       _remember(world, now, users, shown, slate.items, given)
   events = concatenate(parts)
@@ -190,7 +192,7 @@ def _times(
 ) -> np.ndarray:
   """When each slot is shown: one after the other, never before the last."""
   start = np.maximum(start, state.clock[users])
-  before = np.cumsum(play_time + _SWIPE_MS, axis=1) - play_time
+  before = np.cumsum(play_time + SWIPE_MS, axis=1) - play_time
   return start[:, None] + before
 
 
@@ -206,7 +208,7 @@ def _remember(
 
   mood ← ρ·mood + (1 − ρ)·mean latent of the clicked items (if any).
   """
-  state.clock[users] = shown[:, -1] + given.play_time[:, -1] + _SWIPE_MS
+  state.clock[users] = shown[:, -1] + given.play_time[:, -1] + SWIPE_MS
   weight = given.click.astype(np.float32)
   latents = world.item_latent[items]
   mean = np.einsum("bs,bsd->bd", weight, latents)

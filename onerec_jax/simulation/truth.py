@@ -19,8 +19,8 @@ import dataclasses
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, Int64
 
-from onerec_jax.simulation import affinity
-from onerec_jax.simulation.feedback import Feedback, expected_play_time
+from onerec_jax.simulation import affinity, feedback
+from onerec_jax.simulation.feedback import Feedback
 from onerec_jax.simulation.policies import (
   GreedyTruePolicy,
   PlackettLucePolicy,
@@ -61,26 +61,26 @@ def session_values(
   policy: Policy,
   users: Int32[np.ndarray, "Q"],
   requests: Int64[np.ndarray, "Q"],
-  items: Int32[np.ndarray, "Q slots"],
+  items: Int32[np.ndarray, "Q *W slots"],
   num_days: int | None = None,
-) -> dict[str, Float32[np.ndarray, "Q"]]:
+) -> dict[str, Float32[np.ndarray, "Q *_"]]:
   """What given sessions would have been worth at requests of a log.
 
-  Plays the days again and, at each request asked for, values three sessions in
-  the user's state of that moment: the one given, the one the log shows, and
-  the greedy oracle's.
+  Plays the days again and, at each request asked for, values sessions in the
+  user's state of that moment: those given, the one the log shows, and the
+  greedy oracle's.
 
   Args:
     world: the world.
     policy: the policy that made the log.
     users: user numbers.
     requests: how many requests the user had made before.
-    items: the sessions, as many items as the world's requests have slots.
+    items: a session of each request, or W of them.
     num_days: days of the log; `config.num_days` if not given.
 
   Returns:
-    `clicks` (expected number) and `watch_s` (expected play time in seconds)
-    of the sessions given, and the same with `logged_` and `oracle_` before.
+    What `session_worth` says of the sessions given ([Q] or [Q, W]), and the
+    same with `logged_` and `oracle_` before ([Q]).
 
   Raises:
     ValueError: the log has no such request.
@@ -96,9 +96,9 @@ def session_values(
     users: np.ndarray,
     requests: np.ndarray,
     slate: Slate,
-    given: Feedback,
+    *feedback_and_times: object,
   ) -> None:
-    del requests, given
+    del requests, feedback_and_times
     key = users * np.int64(_MOST_REQUESTS) + made[users]
     made[users] += 1
     place = np.searchsorted(asked[order], key)
@@ -111,31 +111,91 @@ def session_values(
       ("logged_", slate.items[here]),
       ("oracle_", best.items),
     ):
-      for name, value in _worth(world, state, who, sessions).items():
-        unknown = np.full(len(asked), np.nan, np.float32)
-        values.setdefault(prefix + name, unknown)[rows] = value
+      found = session_worth(world, state, who, sessions)
+      _store(values, prefix, rows, found, len(asked))
 
   run(world, policy, num_days, observe=observe)
-  missing = np.isnan(values.get("clicks", np.full(len(asked), np.nan)))
-  if missing.any():
-    row = int(missing.argmax())
+  _check_found(values, users, requests)
+  return values
+
+
+def _store(
+  values: dict[str, np.ndarray],
+  prefix: str,
+  rows: np.ndarray,
+  found: dict[str, np.ndarray],
+  size: int,
+) -> None:
+  """Writes figures of some requests; the others' are NaN until then."""
+  for name, value in found.items():
+    unknown = np.full((size, *value.shape[1:]), np.nan, np.float32)
+    values.setdefault(prefix + name, unknown)[rows] = value
+
+
+def _check_found(
+  values: dict[str, np.ndarray], users: np.ndarray, requests: np.ndarray
+) -> None:
+  """Raises ValueError for a request that the log does not have."""
+  found = values.get("logged_clicks", np.full(len(users), np.nan))
+  if np.isnan(found).any():
+    row = int(np.isnan(found).argmax())
     raise ValueError(
       f"user {users[row]} makes no request {requests[row]} in the log; value "
       "requests of this world, prepared with all its events"
     )
-  return values
 
 
-def _worth(
-  world: World, state: State, users: np.ndarray, sessions: np.ndarray
-) -> dict[str, np.ndarray]:
-  """Expected clicks and seconds of whole sessions."""
-  utility = affinity.slate_utilities(world, state, users, sessions)
+def session_worth(
+  world: World,
+  state: State,
+  users: Int32[np.ndarray, "B"],
+  sessions: Int32[np.ndarray, "B *W slots"],
+) -> dict[str, Float32[np.ndarray, "B *W"]]:
+  """What is expected of whole sessions, repeated topics counted down.
+
+  Args:
+    world: the world.
+    state: as of the request.
+    users: the users.
+    sessions: one of each user, or W of them.
+
+  Returns:
+    Expected numbers `clicks`, `long_views`, `likes`, `follows`, `comments`
+    and `forwards`; the probabilities `any_like` and `any_follow` of at least
+    one; the expected play time `watch_s` in seconds; and `duration_s`, the
+    mean length of the session's items.
+  """
+  shape, slots = sessions.shape[:-1], sessions.shape[-1]
+  items = sessions.reshape(-1, slots)
+  owner = np.repeat(users, len(items) // max(len(users), 1))
+  utility = affinity.slate_utilities(world, state, owner, items)
   satisfaction = affinity.sigmoid(utility)
-  watch = expected_play_time(world, sessions, satisfaction)
-  return {
+  flags = {
+    name: satisfaction
+    * feedback.flag_probability(world, name, items, satisfaction)
+    for name in ("like", "follow", "comment", "forward")
+  }
+  worth = {
     "clicks": satisfaction.sum(axis=1),
-    "watch_s": watch.sum(axis=1) / 1000,
+    "watch_s": feedback.expected_play_time(world, items, satisfaction).sum(
+      axis=1
+    )
+    / 1000,
+    "long_views": feedback.long_view_probability(
+      world, items, satisfaction
+    ).sum(axis=1),
+    "likes": flags["like"].sum(axis=1),
+    "follows": flags["follow"].sum(axis=1),
+    "comments": flags["comment"].sum(axis=1),
+    "forwards": flags["forward"].sum(axis=1),
+    # Given the session, its slots' feedback is independent.
+    "any_like": 1 - np.prod(1 - flags["like"], axis=1),
+    "any_follow": 1 - np.prod(1 - flags["follow"], axis=1),
+    "duration_s": world.item_duration[items].mean(axis=1) / 1000,
+  }
+  return {
+    name: value.astype(np.float32).reshape(shape)
+    for name, value in worth.items()
   }
 
 
@@ -227,7 +287,9 @@ def best_recall(
     requests: np.ndarray,
     slate: Slate,
     given: Feedback,
+    shown: np.ndarray,
   ) -> None:
+    del shown
     weights = policy.weights(state, users)
     utility = affinity.utilities(world, state, users)
     for slot in range(slate.items.shape[1]):

@@ -6,7 +6,6 @@ the checkpoint holds the iterator at the batch that comes next.
 """
 
 import dataclasses
-import functools
 import pathlib
 import signal
 import time
@@ -21,9 +20,9 @@ from jax.sharding import Mesh
 
 from onerec_jax import checkpoint, files, partitioning
 from onerec_jax import config as config_lib
-from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.data.batch import Catalogue
 from onerec_jax.models import registry
-from onerec_jax.training import losses, optimizer, state, step, throughput
+from onerec_jax.training import losses, optimizer, state, step, task, throughput
 from onerec_jax.training.metrics_writer import MetricsWriter
 
 PREEMPTED = 75
@@ -45,6 +44,10 @@ class Progress:
   """Validations since the best one."""
   seconds: float = 0.0
   """Time in training steps, over all restarts."""
+  start: float | None = None
+  """With a gate (training/task.py): what the run's first parameters score."""
+  stopped: str = ""
+  """With a gate: why it stopped the run."""
 
 
 @dataclasses.dataclass
@@ -57,7 +60,7 @@ class Window:
   """Steps at its start whose time is not in `seconds`: those that compile."""
 
 
-def put_batch(batch: Batch, sharding: Any) -> Batch:
+def put_batch(batch: Any, sharding: Any) -> Any:
   """This process's rows → its part of the global batch on device."""
   return jax.tree.map(
     lambda x: jax.make_array_from_process_local_data(sharding, x), batch
@@ -74,6 +77,7 @@ def train(
   index: Any,
   validate: Validate,
   mesh: Mesh,
+  work: task.Task | None = None,
 ) -> Progress:
   """Trains, validating and saving as it goes; resumes where it was.
 
@@ -84,9 +88,10 @@ def train(
     dataset: endless; of each batch the rows that this process's devices hold.
     steps_per_epoch: of the dataset.
     catalogue: item tables; numpy or device arrays.
-    index: prefix index (a pytree) or None.
+    index: prefix index (a pytree) or None; whatever else the steps read.
     validate: params → metrics; its `config.evaluation.select` picks the best.
     mesh: the mesh.
+    work: what a step does; default: supervised training.
 
   Returns:
     The best validation and where it was.
@@ -111,8 +116,8 @@ def train(
     ) as checkpoints,
   ):
     loop = _Loop(
-      config, run, model, mesh, checkpoints, iterator, validate,
-      steps_per_epoch, hardware,
+      config, run, work or task.Task(config, model), mesh, checkpoints,
+      iterator, validate, steps_per_epoch, hardware,
     )  # fmt: skip
     train_state, shardings = loop.begin(example, catalogue)
     step_fn = loop.compile(shardings, catalogue, index)
@@ -123,11 +128,11 @@ class _Loop:
   """The mutable part of a run: clock, window, preemption flag."""
 
   def __init__(
-    self, config, run, model, mesh, checkpoints, iterator, validate,
+    self, config, run, work, mesh, checkpoints, iterator, validate,
     steps_per_epoch, hardware,
   ):  # fmt: skip
     self.config, self._run, self._mesh = config, run, mesh
-    self._model, self._validate = model, validate
+    self._task, self._validate = work, validate
     self._checkpoints, self._iterator = checkpoints, iterator
     settings = config.training
     self._steps_per_epoch = steps_per_epoch
@@ -136,30 +141,22 @@ class _Loop:
     )
     self._validate_every = settings.validate_every or steps_per_epoch
     self._save_every = settings.checkpoint_every or self._validate_every
-    length = registry.block_parameters(model), self._num_steps
+    length = registry.block_parameters(work.model), self._num_steps
     self._schedule = optimizer.make_schedule(config.optimizer, *length)
     self._tx = optimizer.make_optimizer(
       config.optimizer,
       self._schedule,
       optimizer.make_table_schedule(config.optimizer, *length),
     )
-    pipeline = config.pipeline
-    # Forward plus backward: three times the forward matrix products.
-    self._step_flops = 3.0 * registry.forward_flops(
-      model,
-      pipeline.batch_size,
-      pipeline.row_positions,
-      pipeline.row_targets,
-    )
+    self._step_flops = work.flops()
     self._peak, self._matmul = hardware
     self._preempted = self._tracing = False
     self._progress, self._window = Progress(), Window()
 
   def begin(self, example, catalogue):
     """The state to start from, and its shardings: restored, or fresh."""
-    settings = self.config.training
-    train_state, shardings, abstract_state = state.create(
-      self._model, self._tx, example, catalogue, settings.seed, self._mesh
+    train_state, shardings, abstract_state = self._task.create(
+      self._tx, example, catalogue, self._mesh
     )
     self._start = self._checkpoints.latest_step or 0
     if self._start:
@@ -169,7 +166,8 @@ class _Loop:
       train_state = self._checkpoints.restore(
         self._start, abstract_state, self._iterator
       )
-    self.writer = MetricsWriter(self._run, self._start)
+    # What a run killed before its first checkpoint wrote goes, step 0 too.
+    self.writer = MetricsWriter(self._run, self._start or -1)
     parameters = state.num_parameters(train_state.params)
     self.writer.say(
       f"{self.config.name}: {parameters:,} parameters, {self._num_steps} steps "
@@ -181,17 +179,8 @@ class _Loop:
 
   def compile(self, shardings, catalogue, index) -> step.StepFn:
     """The step, to be compiled at its first call."""
-    settings = self.config.training
-    train_step = functools.partial(
-      step.train_step,
-      loss_fn=losses.make_loss(self._model),
-      tx=self._tx,
-      seed=settings.seed,
-      microbatches=settings.microbatches,
-      balance_rate=registry.balance_rate(self.config.model),
-    )
     return step.compile_step(
-      train_step, shardings, self._mesh, catalogue, index
+      self._task.step(self._tx), shardings, self._mesh, catalogue, index
     )
 
   def run(self, train_state, step_fn, catalogue, index) -> Progress:
@@ -204,6 +193,8 @@ class _Loop:
       previous = signal.signal(signal.SIGTERM, self._on_sigterm)
     start, sharding = self._start, partitioning.batch_sharding(self._mesh)
     try:
+      if self._task.gate is not None and not start:
+        self._validated(0, train_state)
       for done in range(start + 1, self._num_steps + 1):
         self._profile(done - start, train_state)
         clock = time.perf_counter()
@@ -304,10 +295,12 @@ class _Loop:
       )
 
   def _stopped_early(self) -> bool:
-    return 0 < self.config.training.patience <= self._progress.worse
+    progress = self._progress
+    impatient = 0 < self.config.training.patience <= progress.worse
+    return impatient or bool(progress.stopped)
 
   def _validated(self, done, train_state) -> None:
-    """Validates and keeps the best parameters."""
+    """Validates and keeps the best parameters, or with a gate the latest."""
     metrics = self._validate(train_state.params)
     self.writer.write(done, "validation", metrics)
     select = self.config.evaluation.select
@@ -315,17 +308,39 @@ class _Loop:
       raise ValueError(
         f"evaluation.select={select!r} is none of {sorted(metrics)}"
       )
-    progress, better = self._progress, metrics[select] > self._progress.best
+    progress, value = self._progress, metrics[select]
+    if self._task.gate is None:
+      better = value > progress.best
+    else:
+      better = self._passes_gate(done, value)
+    kept = "best so far" if self._task.gate is None else "kept"
     if better:
-      progress.best, progress.best_step = metrics[select], done
+      progress.best, progress.best_step = value, done
       progress.worse = 0
       checkpoint.save_best(self._run, done, train_state.params)
     else:
       progress.worse += 1
     self.writer.say(
-      f"step {done:>6}/{self._num_steps}  validation {select} "
-      f"{metrics[select]:.4f}" + (" (best so far)" if better else "")
+      f"step {done:>6}/{self._num_steps}  validation {select} {value:.4f}"
+      + (f" ({kept})" if better else "")
     )
+    if progress.stopped:
+      self.writer.say(f"stopped: {progress.stopped}")
+
+  def _passes_gate(self, done, value) -> bool:
+    """Whether the run may go on; if not, says why in its progress."""
+    progress, gate = self._progress, self._task.gate
+    if done == 0:
+      progress.start = value
+    least = progress.start - gate * abs(progress.start)
+    if value >= least:
+      return True
+    progress.stopped = (
+      f"{self.config.evaluation.select} {value:.4f} at step {done} is below "
+      f"{least:.4f}, {gate:.0%} under the start's {progress.start:.4f}; the "
+      f"parameters of step {progress.best_step} stay"
+    )
+    return False
 
   def _profile(self, step_of_run, train_state):
     """Opens and closes the trace where its steps begin and end."""

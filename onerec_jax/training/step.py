@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from onerec_jax import partitioning
+from onerec_jax.data import batch as batch_lib
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import moe
 from onerec_jax.training import losses
@@ -29,7 +30,7 @@ def _gradients(
   microbatches: int,
 ) -> tuple[Any, losses.Sums]:
   """Gradients of the mean loss, and sums over the batch."""
-  total = jnp.maximum(jnp.sum(batch.targets > 0), 1).astype(jnp.float32)
+  total = jnp.maximum(jnp.sum(batch_lib.target_weights(batch)), 1.0)
 
   def mean_loss(params, batch, key):
     sums = loss_fn(params, batch, catalogue, index, key)
@@ -96,8 +97,11 @@ def train_step(
     params = moe.balance(params, loads, jnp.where(finite, balance_rate, 0.0))
     sums["max_expert_load"] = moe.max_load(loads)
   nonfinite = 1 - finite.astype(jnp.int32)
-  state = TrainState(
-    state.step + 1, params, opt_state, state.skipped + nonfinite
+  state = state.replace(
+    step=state.step + 1,
+    params=params,
+    opt_state=opt_state,
+    skipped=state.skipped + nonfinite,
   )
   return state, dict(sums, grad_norm=norm, nonfinite=nonfinite)
 

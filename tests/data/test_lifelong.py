@@ -139,6 +139,7 @@ def users(count=9):
           "play": rng.integers(0, 9, n).astype(np.int32),
         },
         user_features={},
+        signals={},
       )
     )
   return made

@@ -30,6 +30,7 @@ def _user(user, rng):
     split=split, request=request, positive=items > 0, session=items > 0,
     features={"rating": items % 7, "click": items % 3},
     user_features={"age": user + 1},
+    signals={"play_time_ms": (items / 8).astype(np.float32)},
   )  # fmt: skip
 
 

@@ -112,7 +112,7 @@ def test_training_rows_are_the_requests_of_the_training_split(world):
     batch = rows_lib.Batch(**{
       name: (
         {key: x[None] for key, x in value.items()}
-        if name == "features"
+        if name in ("features", "labels")
         else value[None]
       )
       for name, value in row.items()

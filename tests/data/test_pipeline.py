@@ -37,6 +37,7 @@ def _user(user, rng, longest):
     session=np.ones(n, bool),
     features={"rating": items % 7, "click": items % 3},
     user_features={"age": user + 1},
+    signals={"play_time_ms": (items / 8).astype(np.float32)},
   )
 
 
@@ -62,7 +63,10 @@ def write(directory, users):
     "event_features": {"rating": 7, "click": 3},
     "user_features": {"age": len(users) + 3},
     "item_features": {},
-    "bucketing": {},
+    "signals": ["play_time_ms"],
+    "bucketing": {
+      "event": {"rating": {"kind": "edges"}, "click": {"kind": "flag"}}
+    },
     "shards": written,
     "tables": [
       {"name": name, "sha256": files.sha256(directory / name)}

@@ -34,6 +34,9 @@ def records(draw):
       name: array(np.int32) for name in draw(st.sets(st.sampled_from("abc")))
     },
     user_features=draw(st.dictionaries(st.sampled_from("xyz"), int32)),
+    signals={
+      name: array(np.float32) for name in draw(st.sets(st.sampled_from("pq")))
+    },
   )
 
 
@@ -54,19 +57,26 @@ def assert_equal(one, other):
     np.testing.assert_array_equal(a, b)
   for name, values in one.features.items():
     np.testing.assert_array_equal(values, other.features[name])
+  assert one.signals.keys() == other.signals.keys()
+  for name, values in one.signals.items():
+    np.testing.assert_array_equal(values, other.signals[name])
 
 
 @settings(max_examples=60, deadline=None)
 @given(records())
 def test_record_round_trip(record):
   content = shards.encode(record)
-  names = tuple(record.features), tuple(record.user_features)
+  names = tuple(
+    map(tuple, (record.features, record.user_features, record.signals))
+  )
   assert_equal(shards.decode(content, *names), record)
   for broken in (content[:-1], content[:7], content + b"\0"):
     with pytest.raises(ValueError, match=r"run\s+launch.prepare again"):
       shards.decode(broken, *names)
   with pytest.raises(ValueError, match="does\\s+not hold"):
-    shards.decode(content, (*names[0], "more"), names[1])
+    shards.decode(content, (*names[0], "more"), *names[1:])
+  with pytest.raises(ValueError, match="does\\s+not hold"):
+    shards.decode(content, *names[:2], (*names[2], "more"))
 
 
 def record(user):
@@ -82,6 +92,7 @@ def record(user):
     session=items % 3 == 0,
     features={"rating": items * user},
     user_features={"age": user},
+    signals={"play_time_ms": (user / (1 + items)).astype(np.float32)},
   )
 
 
@@ -107,6 +118,7 @@ def write(directory, num_users=11, num_shards=3):
     "event_features": {"rating": 9},
     "user_features": {"age": 9},
     "item_features": {"category": 3},
+    "signals": ["play_time_ms"],
     "bucketing": {},
     "shards": written,
     "tables": [

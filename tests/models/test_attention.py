@@ -69,6 +69,28 @@ def test_nothing_visible_gives_no_nan():
   assert all(np.isfinite(g).all() for g in grads)
 
 
+@pytest.mark.parametrize("shared_bias", [False, True])
+def test_gradients_of_tied_keys(shared_bias):
+  """Keys that are their own values: the gradients of both, added."""
+  B, T, L, H, G, S, Z = 2, 3, 2, 4, 2, 5, 3
+  q, k = normal(B, T, L, H, Z), normal(B, S, G, Z, seed=1)
+  bias = normal(B, H, 1 if shared_bias else T, S, seed=2)
+  weights = normal(B, T, L, H, Z, seed=3)
+
+  def total(q, k, v, bias):
+    return jnp.sum(weights * attention.cross_attention(q, k, v, bias))
+
+  def tied(q, k, bias):
+    return total(q, k, k, bias)
+
+  of_q, of_k, of_v, of_bias = tiny.jit(jax.grad(total, (0, 1, 2, 3)))(
+    q, k, k.copy(), bias
+  )
+  found = tiny.jit(jax.grad(tied, (0, 1, 2)))(q, k, bias)
+  for got, want in zip(found, (of_q, of_k + of_v, of_bias)):
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("new", [1, 2, 4])
 def test_causal_attention(new):
   """The last `new` of four levels, each over itself and those before."""

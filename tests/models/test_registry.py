@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import linen as nn
 
 from onerec_jax import model_configs
 from onerec_jax.models import (
@@ -15,6 +16,7 @@ from onerec_jax.models import (
   sasrec,
   session_decoder,
 )
+from tests import tiny
 
 KINDS = [
   (model_configs.LazyDecoderConfig, lazy_decoder.LazyDecoder),
@@ -127,6 +129,21 @@ def test_feed_forwards_are_named():
     ValueError, match=r"model\.feed_forward='relu'.*'mlp', 'swiglu'"
   ):
     registry.create(config, 10, (4, 4), {}, {})
+
+
+def test_ids_alone():
+  """No width for features: the model of data that have none."""
+  ids = registry.create(
+    model_configs.LazyDecoderConfig(feature_embed_dim=0),
+    tiny.NUM_ITEMS, tiny.CODEBOOK_SIZES, {"click": 3}, {"category": 5},
+  )  # fmt: skip
+  assert (ids.features, ids.item_features) == ((), ())
+  params = jax.eval_shape(
+    lambda *args: nn.unbox(ids.init(*args)["params"]),
+    jax.random.key(0), tiny.batch(), tiny.catalogue(),
+  )  # fmt: skip
+  # A checkpoint holds no arrays without entries.
+  assert all(leaf.size for leaf in jax.tree.leaves(params))
 
 
 @pytest.mark.parametrize("name", ["item_category", "user_token"])

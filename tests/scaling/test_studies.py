@@ -12,6 +12,13 @@ FIELDS = {
   "key_values": {"model.kv_layers", "model.kv_split"},
   "groups": {"model.num_kv_heads"},
   "pass_at_k": set(),
+  "features": {
+    "model.feature_embed_dim",
+    "model.sid_embedding",
+    "pipeline.pathways.lifelong",
+    "pipeline.pathways.positive",
+    "pipeline.pathways.short",
+  },
 }
 
 

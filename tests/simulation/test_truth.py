@@ -101,7 +101,7 @@ def test_no_other_ranking_beats_the_best(small):
   world, policy, _, best = small
   rankings = {name: [] for name in ("taste", "exposure", "tempered")}
 
-  def observe(state, users, requests, slate, given):
+  def observe(state, users, requests, slate, given, shown):
     weights = policy.weights(state, users)
     for slot in range(slate.items.shape[1]):
       rows = np.flatnonzero(given.click[:, slot])
@@ -241,3 +241,69 @@ def test_session_values_are_those_of_the_moment_of_the_request():
     truth.session_values(
       world, policy, np.asarray([3], np.int32), np.asarray([999]), mine[:1]
     )
+
+
+def test_candidate_sessions_are_valued_side_by_side():
+  config = SimulationConfig(num_users=6, num_items=30, num_days=1, slots=3)
+  world = World.create(config)
+  policy = LoggingPolicy.create(world)
+  _, events = run(world, policy)
+  user = np.unique(events.user)
+  number = np.zeros(len(user), np.int64)
+  rng = np.random.default_rng(0)
+  many = rng.permuted(np.tile(np.arange(30, dtype=np.int32), (len(user), 4, 1)),
+                      axis=2)[..., :3]  # fmt: skip
+  found = truth.session_values(world, policy, user, number, many)
+  for w in range(4):
+    alone = truth.session_values(world, policy, user, number, many[:, w])
+    for name, value in alone.items():
+      of_log = name.startswith(("logged_", "oracle_"))
+      whole = found[name] if of_log else found[name][:, w]
+      np.testing.assert_allclose(whole, value, rtol=1e-5)
+
+
+def test_expected_feedback_matches_monte_carlo():
+  """Every figure of a session, against playing it many times."""
+  world = World.create(
+    dataclasses.replace(TINY, num_items=30, affinity=6.0, seed=2)
+  )
+  state = State.initial(world)
+  # A short video and long ones: a long view is its end, or 18 s of it.
+  liked = affinity_order(world, state).astype(np.int32)
+  short = world.item_duration[liked] < 18_000
+  best = np.append(liked[short][:1], liked[~short][:2])
+  worth = truth.session_worth(world, state, np.zeros(1, np.int32), best[None])
+  draws, rng = 60_000, np.random.default_rng(3)
+  given = feedback.draw(
+    world, state, np.zeros(draws, np.int32), np.tile(best, (draws, 1)),
+    rng.random((draws, 3, feedback.NUM_UNIFORMS), dtype=np.float32),
+    rng.standard_normal((draws, 3), dtype=np.float32),
+  )  # fmt: skip
+  played = {
+    "clicks": given.click.sum(axis=1),
+    "watch_s": given.play_time.sum(axis=1) / 1000,
+    "long_views": given.flags["long_view"].sum(axis=1),
+    "any_like": given.flags["like"].any(axis=1),
+    "any_follow": given.flags["follow"].any(axis=1),
+  } | {
+    f"{name}s": given.flags[name].sum(axis=1)
+    for name in ("like", "follow", "comment", "forward")
+  }
+  assert {*played, "duration_s"} == {*worth}
+  for name, values in played.items():
+    error = values.std() / np.sqrt(draws)
+    # Play time is logged in whole ms, rounded down: 1.5 ms a session.
+    slack = 2e-3 if name == "watch_s" else 0
+    assert abs(values.mean() - worth[name][0]) < 4.5 * error + slack, name
+  assert worth["duration_s"][0] == pytest.approx(
+    sum(world.item_duration[i] for i in best) / 3000, rel=1e-5
+  )
+
+
+def affinity_order(world, state):
+  """Items of user 0, most liked first."""
+  every = np.arange(world.config.num_items, dtype=np.int32)
+  taste = truth.true_preference(
+    world, state, np.zeros(1, np.int32), every[None]
+  )
+  return np.argsort(-taste[0])

@@ -36,6 +36,7 @@ def prepare(workdir, held_out_seed: int, titles=None) -> shards.PreparedData:
         np.ones(10, bool),
         {},
         {},
+        {},
       )
     )
   directory = workdir / "prepared"
@@ -53,6 +54,7 @@ def prepare(workdir, held_out_seed: int, titles=None) -> shards.PreparedData:
     "event_features": {},
     "user_features": {},
     "item_features": {},
+    "signals": [],
     "bucketing": {},
     "shards": written,
     "tables": [],

@@ -1,0 +1,183 @@
+r"""Rollouts of large groups, and the step that learns from them.
+
+  python -m benchmarks.rollouts --requests=4 --group=512 --output=r.json
+  python -m benchmarks.rollouts --requests=2 --group=32 --width=64 --depth=2 \
+    --positions=64
+
+V1 (arXiv 2506.13695 §2.5) answers each request of its RL stream 512 times. Here
+architectures of equal block parameters (about 50M by default) are asked by beam
+search and by draws, which share a request's context, and by a sampler that does
+not: the context repeated R times, codes drawn one after the other. The last
+columns are forward and backward over the group's answers (alignment/rollouts),
+beside the time its matrix products would take at the rate of a float32 matmul
+measured in the same process. Times are medians; weights and codes are random.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import rich
+import rich.table
+from absl import app, flags
+from flax import linen as nn
+
+from benchmarks import architectures
+from benchmarks.beam_search import seconds
+from onerec_jax import files
+from onerec_jax.alignment import rollouts
+from onerec_jax.alignment_config import AlignmentConfig
+from onerec_jax.data.batch import Batch
+from onerec_jax.inference import prefix_index, sampling
+from onerec_jax.models import registry
+from onerec_jax.training import throughput
+
+# --positions, --models and --output are those of benchmarks.architectures.
+FLAGS = flags.FLAGS
+_REQUESTS = flags.DEFINE_integer("requests", 4, "Answered at once.")
+_GROUP = flags.DEFINE_integer("group", 512, "R, answers to a request.")
+_WIDTH = flags.DEFINE_integer("width", 512, "d_model; d_ff is four times it.")
+_DEPTH = flags.DEFINE_integer("depth", 11, "Blocks of the lazy decoder.")
+_DTYPE = flags.DEFINE_string("dtype", "auto", "Of matrix products.")
+
+
+@dataclasses.dataclass
+class Measurement:
+  """One architecture's figures; seconds of a batch of requests."""
+
+  block_parameters: int
+  beam_s: float
+  sample_s: float
+  repeated_s: float
+  learn_s: float
+  learn_gflop: float
+
+
+def make_model(name: str) -> registry.Model:
+  """An architecture with its share of the blocks."""
+  depth = _DEPTH.value
+  layers = {
+    "lazy_decoder": {"num_layers": depth},
+    # Equal parameters: 16 · 6 + 20 · 5 against 18 · 11.
+    "encoder_decoder": {
+      "encoder_layers": depth - depth // 2,
+      "decoder_layers": max(1, depth // 2),
+    },
+    "decoder_only": {"num_layers": depth},
+  }
+  config = dataclasses.replace(
+    architectures.CONFIGS[name],
+    d_model=_WIDTH.value,
+    d_ff=4 * _WIDTH.value,
+    compute_dtype=_DTYPE.value,
+    **layers[name],
+  )
+  codes = (architectures.CODES,) * architectures.LEVELS
+  return registry.create(config, architectures.ITEMS, codes, {}, {})
+
+
+def _timed(function: Callable[..., Any], *arguments: Any) -> float:
+  return seconds(jax.jit(function), *arguments)
+
+
+def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
+  """Times the ways to ask a model, and a step's work on the answers."""
+  catalogue = jax.tree.map(jnp.asarray, architectures.make_catalogue())
+  index = prefix_index.build(
+    architectures.make_catalogue().codes, model.codebook_sizes
+  )
+  params = jax.jit(lambda *given: nn.unbox(model.init(*given)["params"]))(
+    jax.random.key(0), requests, catalogue
+  )
+  tables, key = (catalogue, index), jax.random.key(1)
+
+  def ask(search):
+    config = AlignmentConfig(group=group, search=search)
+    function = lambda params, requests, catalogue, index, key: rollouts.answer(
+      model, params, requests, catalogue, index, key, config
+    )
+    return _timed(function, params, requests, *tables, key)
+
+  alone = jax.tree.map(lambda x: jnp.repeat(x, group, axis=0), requests)
+  one_by_one = functools.partial(sampling.sample, model, count=1)
+  config = AlignmentConfig(group=group)
+  answers = jax.jit(functools.partial(rollouts.answer, model, config=config))(
+    params, requests, *tables, key
+  )
+
+  def loss(params, requests, codes, catalogue, index):
+    new = rollouts.log_probability(
+      model, params, requests, codes, catalogue, index
+    )
+    return jnp.mean(new)
+
+  flops = registry.forward_flops(model, *requests.items.shape, group)
+  return Measurement(
+    registry.block_parameters(model),
+    ask("beam"),
+    ask("sample"),
+    _timed(one_by_one, params, alone, *tables, key),
+    _timed(jax.grad(loss), params, requests, answers.codes, *tables),
+    3.0 * flops / 1e9,
+  )
+
+
+def _table(
+  found: dict[str, Measurement], answers: int, matmul: float
+) -> rich.table.Table:
+  table = rich.table.Table(box=None)
+  for heading in (
+    "model", "blocks", "beams/s", "draws/s", "repeated/s", "shared is",
+    "learn s", "matmul s",
+  ):  # fmt: skip
+    table.add_column(heading, justify="right")
+  for name, m in found.items():
+    table.add_row(
+      name,
+      f"{m.block_parameters / 1e6:.1f}M",
+      f"{answers / m.beam_s:,.0f}",
+      f"{answers / m.sample_s:,.0f}",
+      f"{answers / m.repeated_s:,.0f}",
+      f"{m.repeated_s / m.sample_s:.1f}×",
+      f"{m.learn_s:.3f}",
+      f"{m.learn_gflop * 1e9 / matmul:.3f}",
+    )
+  return table
+
+
+def main(argv: list[str]) -> None:
+  """Entry point."""
+  if len(argv) > 1:
+    raise app.UsageError(f"unexpected argument {argv[1]!r}")
+  requests = jax.tree.map(
+    jnp.asarray,
+    architectures.make_batch(_REQUESTS.value, FLAGS.positions, 1),
+  )
+  matmul = throughput.measure_matmul()
+  found: dict[str, Measurement] = {}
+  for name in FLAGS.models:
+    found[name] = measure(make_model(name), requests, _GROUP.value)
+    jax.clear_caches()
+    rich.print(_table(found, _REQUESTS.value * _GROUP.value, matmul))
+  rich.print(
+    f"a matmul: {matmul / 1e9:.0f} GFLOP/s; {len(jax.devices())} × "
+    f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+  )
+  if FLAGS.output:
+    files.write_json(
+      FLAGS.output,
+      {
+        "requests": _REQUESTS.value,
+        "group": _GROUP.value,
+        "positions": FLAGS.positions,
+        "matmul_gflops_per_s": matmul / 1e9,
+        "models": {k: dataclasses.asdict(m) for k, m in found.items()},
+      },
+    )
+
+
+if __name__ == "__main__":
+  app.run(main)

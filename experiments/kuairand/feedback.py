@@ -1,0 +1,47 @@
+r"""KuaiRand's likes and hates: imitate the likes, then learn from both.
+
+  python -m launch.train --config=experiments/kuairand/feedback.py:sft \
+    --workdir=runs/kuairand
+  python -m launch.align --config=experiments/kuairand/feedback.py:gbpo \
+    --workdir=runs/kuairand
+  python -m launch.feedback_pairs --workdir=runs/kuairand \
+    --runs=feedback_sft,feedback_gbpo
+
+Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
+likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
+GBPO on every logged row, +1 for a like and −1 for a hate. docs/alignment.md has
+cost and figures.
+"""
+
+from onerec_jax import config as config_lib
+
+
+def get_config(arg: str = "sft") -> config_lib.Config:
+  if arg not in ("sft", "gbpo"):
+    raise ValueError(f"argument {arg!r}: want sft or gbpo")
+  c = config_lib.Config(name=f"feedback_{arg}")
+  c.prepare.dataset = "kuairand"
+  c.prepare.split = "time"
+  c.prepare.positive = '"like"'
+  c.pipeline.imitate = "positive"
+  c.pipeline.labels = True
+  c.tokenizer.vectors = "fused"
+  c.model.d_model = 64
+  c.model.num_heads = c.model.num_kv_heads = 2
+  c.model.d_ff = 128
+  c.optimizer.learning_rate = 2e-3
+  c.optimizer.weight_decay = 0.05
+  c.training.num_epochs = 15
+  c.training.patience = 4
+  if arg == "gbpo":
+    c.optimizer.learning_rate = 5e-4
+    c.optimizer.schedule = "constant"
+    c.optimizer.warmup_steps = 10
+    c.training.num_epochs = 10
+    c.training.patience = 0
+    a = c.alignment
+    a.start = "feedback_sft"
+    a.feedback = "like"
+    a.feedback_weight = 1.0
+    a.gate = 0.3
+  return c

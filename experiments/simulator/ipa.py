@@ -1,0 +1,47 @@
+r"""OneRec's Iterative Preference Alignment, and the losses it is compared with.
+
+  python -m launch.align --config=experiments/simulator/ipa.py:dpo \
+    --workdir=runs/aligned
+
+Needs sft.py:session and session_reward.py in the same work directory. The
+argument is the loss on pairs (onerec_jax/alignment/objectives.py). Pairs are
+the best and the worst of 32 beams; the sampler, DPO's reference, is the policy
+of an epoch ago. `once` is IPA's loss without its iterations: answers and
+reference stay the start's.
+"""
+
+from experiments.simulator import sft
+from onerec_jax import config as config_lib
+from onerec_jax.alignment import objectives
+
+STEPS = 300
+
+
+def get_config(arg: str = "dpo") -> config_lib.Config:
+  if arg != "once" and arg not in objectives.PAIRS:
+    raise ValueError(
+      f"argument {arg!r}: want once or one of {sorted(objectives.PAIRS)}"
+    )
+  c = sft.get_config("session")
+  c.name = f"ipa_{arg}"
+  set_schedule(c)
+  a = c.alignment
+  a.start = "sft_session"
+  a.objective = "dpo" if arg == "once" else arg
+  a.rewards = ("session_reward=1",)
+  # Of 16 rows with at most three sessions each: r_DPO is about 5%.
+  a.requests, a.group = 2, 32
+  a.losers = 3 if arg == "s_dpo" else 1
+  a.sync_every = STEPS if arg == "once" else 0
+  # IPO's margin is 1 / 2β nats.
+  a.beta = 0.5 if arg == "ipo" else 0.1
+  return c
+
+
+def set_schedule(c: config_lib.Config) -> None:
+  """A tenth of the start's learning rate, for STEPS."""
+  c.optimizer.learning_rate /= 10
+  c.optimizer.schedule = "constant"
+  c.optimizer.warmup_steps = 20
+  c.training.num_steps = STEPS
+  c.training.validate_every = 100

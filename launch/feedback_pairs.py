@@ -1,0 +1,53 @@
+r"""How often runs prefer what users liked to what they disliked.
+
+  python -m launch.feedback_pairs --workdir=runs/kuairand \
+    --runs=sft,aligned --output=pairs.json
+
+All pairs of a liked and a disliked later event of a user; the first run is the
+one that others are compared with.
+"""
+
+import rich
+from absl import app
+from absl import flags as absl_flags
+
+from launch import flags
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning
+from onerec_jax.data import pipeline
+from onerec_jax.evaluation import feedback_pairs
+from onerec_jax.inference import assemble
+
+_RUNS = absl_flags.DEFINE_list("runs", [], "Names of runs, the baseline first.")
+_SPLIT = absl_flags.DEFINE_enum(
+  "split", "test", ["validation", "test"], "Which events are judged."
+)
+_GOOD = absl_flags.DEFINE_string("good", "like", "Flag of liked events.")
+_BAD = absl_flags.DEFINE_string("bad", "dislike", "Flag of disliked events.")
+_OUTPUT = absl_flags.DEFINE_string("output", "", "JSON to write.")
+absl_flags.adopt_module_key_flags(flags)
+
+
+@flags.program
+def main() -> None:
+  """Entry point."""
+  flags.start()
+  if not _RUNS.value:
+    raise app.UsageError("name the runs: --runs=sft,aligned")
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  split = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
+  asked, found = [], {}
+  for name in _RUNS.value:
+    system, params = assemble.load(flags.workdir(), name, mesh)
+    asked = asked or feedback_pairs.judged(
+      system.prepared, split[_SPLIT.value], _GOOD.value, _BAD.value
+    )
+    found[name] = feedback_pairs.scores(system, params, asked, mesh)
+  rows = feedback_pairs.compare(asked, found)
+  rich.print(feedback_pairs.table(rows))
+  if _OUTPUT.value:
+    files.write_json(_OUTPUT.value, {"split": _SPLIT.value, "runs": rows})
+
+
+if __name__ == "__main__":
+  app.run(main)

@@ -1,0 +1,149 @@
+"""What is refused before an alignment starts, and what to change."""
+
+from collections.abc import Iterator
+
+from jax.sharding import Mesh
+
+from onerec_jax import config as config_lib
+from onerec_jax import files
+from onerec_jax.alignment import feedback, objectives, rollouts
+from onerec_jax.data import pipeline
+from onerec_jax.inference import assemble
+from onerec_jax.models import generator
+
+
+def check(system: assemble.System, workdir: files.PathLike) -> None:
+  """Refuses what could not be aligned, before anything is compiled.
+
+  Raises:
+    FileNotFoundError: there is no such start.
+    ValueError: what does not fit, and what to change.
+  """
+  settings = system.config.alignment
+  if not isinstance(system.model, generator.Generator):
+    raise ValueError(
+      f"model.system={system.config.model.system} generates no semantic IDs; "
+      "only generators can be aligned"
+    )
+  _check_start(system, workdir)
+  known = sorted([*objectives.PAIRS, *objectives.GROUPS])
+  if settings.objective:
+    if settings.objective not in known:
+      raise ValueError(
+        f"alignment.objective={settings.objective!r}: want one of {known}"
+      )
+    for told in (*_about_answers(system), *_about_format(system)):
+      raise ValueError(f"alignment.{told}")
+  elif not settings.feedback:
+    raise ValueError(
+      "neither alignment.objective nor alignment.feedback is set, so there is "
+      f"nothing to align: set one; objectives are {known}"
+    )
+  if settings.feedback:
+    _check_feedback(system)
+
+
+def check_rows(requests: int, mesh: Mesh) -> None:
+  """Refuses requests that cannot be laid out over a mesh."""
+  rows = mesh.shape["data"] * mesh.shape["fsdp"] * mesh.shape["expert"]
+  if requests < 1 or requests % rows:
+    raise ValueError(
+      f"alignment.requests={requests} is no multiple of the {rows} devices "
+      "along data, fsdp and expert; change --config.alignment.requests"
+    )
+
+
+def _check_start(system: assemble.System, workdir: files.PathLike) -> None:
+  """Refuses a start of another model or other data."""
+  name, config = system.config.alignment.start, system.config
+  path = assemble.run_directory(workdir, name) / "config.json"
+  if not name or not path.exists():
+    raise FileNotFoundError(
+      f"alignment.start={name!r} is no run in {path.parent.parent}: train one "
+      "with python -m launch.train, and name it"
+    )
+  if name == config.name:
+    raise ValueError(
+      f"the run {name!r} would start from itself: give this one another "
+      "--config.name"
+    )
+  record = files.read_json(path)
+  own, sids = system.prepared.manifest["fingerprint"], system.semantic_ids
+  for what, same in (
+    ("model", record["config"]["model"] == config_lib.to_dict(config.model)),
+    ("prepared data", record["prepared"] == own),
+    ("semantic IDs", record["semantic_ids"] == sids.fingerprint),
+  ):
+    if not same:
+      raise ValueError(
+        f"alignment.start={name!r} has another {what} than this config; give "
+        "both the same"
+      )
+
+
+def _about_answers(system: assemble.System) -> Iterator[str]:
+  """What is wrong with the answers that are asked for."""
+  settings, model = system.config.alignment, system.model
+  if settings.search not in ("beam", "sample"):
+    yield f"search={settings.search!r}: want beam or sample"
+  if settings.search == "beam":
+    if not settings.constrained:
+      yield "constrained=False: beams are items; set alignment.search=sample"
+    if settings.group > system.index.num_leaves:
+      yield (
+        f"group={settings.group} is more than the {system.index.num_leaves} "
+        "semantic IDs there are"
+      )
+  elif rollouts.session_items(model) > 1:
+    yield "search=sample draws items, not sessions; set alignment.search=beam"
+  if not settings.constrained and model.constrained_softmax:
+    yield (
+      "constrained=False needs a softmax over all codes: set "
+      "model.constrained_softmax=False, for the start too"
+    )
+  if settings.losers != 1 and settings.objective != "s_dpo":
+    yield f"losers={settings.losers}: {settings.objective} takes one"
+  if not 0 < settings.losers < settings.group:
+    yield (
+      f"losers={settings.losers} must be at least 1 and below alignment.group="
+      f"{settings.group}"
+    )
+
+
+def _about_format(system: assemble.System) -> Iterator[str]:
+  """What is wrong with the format reward."""
+  settings = system.config.alignment
+  if settings.format_choice not in ("random", "probable"):
+    yield f"format_choice={settings.format_choice!r}: want random or probable"
+  if not settings.format_samples:
+    return
+  if settings.constrained or settings.objective not in objectives.GROUPS:
+    yield (
+      "format_samples is for free samples and objectives on groups: set "
+      f"alignment.constrained=False and one of {sorted(objectives.GROUPS)}"
+    )
+  if not 0 < settings.format_samples <= settings.group:
+    yield (
+      f"format_samples={settings.format_samples} is no part of alignment.group="
+      f"{settings.group}"
+    )
+
+
+def _check_feedback(system: assemble.System) -> None:
+  """Refuses feedback that batches will not carry."""
+  settings = system.config.alignment
+  if not system.config.pipeline.labels:
+    raise ValueError(
+      f"alignment.feedback={settings.feedback!r} reads labels: set "
+      "--config.pipeline.labels=True"
+    )
+  needed = [feedback.label_of(settings.feedback)]
+  if settings.logged_policy:
+    needed.append("log_probability")
+  have = pipeline.training_rows(system.prepared, system.config.pipeline)[0]
+  missing = sorted(set(needed) - set(have["labels"]))
+  if missing:
+    raise ValueError(
+      f"alignment.feedback={settings.feedback!r} needs the labels {missing}, "
+      f"and the data have {sorted(have['labels'])}"
+    )

@@ -1,0 +1,74 @@
+"""Advantages of what was logged, from the feedback it got (V2 §3.6).
+
+OneRec-V2 (arXiv 2508.20900) needs no reward model: users' own play times give
+advantages to what was shown, and GBPO (gbpo.py) learns from them.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from onerec_jax.alignment import gbpo, rewards
+from onerec_jax.data.batch import Batch
+
+SIGNALS = {"duration": "play_quantile", "play_time": "play_time_ms"}
+"""`alignment.feedback` → the label of which the batch's largest quarter is
+positive: the place of a play time among the user's own of like durations, or
+the play time as it is, which favours long videos."""
+
+
+def label_of(feedback: str) -> str:
+  """The label that a kind of feedback reads."""
+  return SIGNALS.get(feedback, feedback)
+
+
+def advantages(
+  batch: Batch, feedback: str, key: jax.Array
+) -> Float[Array, "B T"]:
+  """+1, −1 or 0 for each target; −1 for what was disliked.
+
+  Args:
+    batch: with labels.
+    feedback: of AlignmentConfig; a label other than the two signals gives +1
+      where it is set.
+    key: of the draw among equals.
+  """
+  real = batch.targets > 0
+  disliked = real & (batch.labels.get("dislike", jnp.zeros(real.shape)) > 0)
+  value = batch.labels[label_of(feedback)]
+  if feedback not in SIGNALS:
+    liked = (real & (value > 0)).astype(jnp.float32)
+    return jnp.where(disliked, -1.0, liked)
+  # Padding is labelled 0, which would count among the batch's values.
+  known = jnp.where(real, value, jnp.nan)
+  found = rewards.duration_advantages(known.ravel(), disliked.ravel(), key)
+  return found.reshape(real.shape)
+
+
+def loss(
+  log_probability: Float[Array, "B T L"],
+  batch: Batch,
+  advantage: Float[Array, "B T"],
+  logged_policy: bool,
+) -> Float[Array, "B T"]:
+  """GBPO's of each target, a mean over its codes.
+
+  What is logged at exposure is the probability of the whole item, and GBPO is
+  of tokens. INFERRED: π_old = sg π of each token, and where the item's is known
+  a positive's loss is multiplied by min(1, sg π / π_old) of the whole item: its
+  gradient is then that of GBPO on items, exactly. A negative's denominator is
+  1 − π unless π_old of the item is above that, so it is left alone.
+
+  Args:
+    log_probability: of each code under the policy.
+    batch: with labels.
+    advantage: of each target; any scale.
+    logged_policy: whether to read `log_probability` of the labels.
+  """
+  if logged_policy:
+    own = jnp.sum(jax.lax.stop_gradient(log_probability), axis=-1)
+    ratio = jnp.exp(jnp.minimum(own - batch.labels["log_probability"], 0.0))
+    known = (advantage > 0) & ~jnp.isnan(ratio)
+    advantage *= jnp.where(known, ratio, 1.0)
+  of_codes = gbpo.gbpo(log_probability, None, advantage[..., None])
+  return jnp.mean(of_codes, axis=-1)

@@ -1,0 +1,97 @@
+"""Trained reward models as rewards (rewards.py).
+
+A reward with parameters is a `jax.tree_util.Partial`: a pytree that can be
+called. A step that takes it as an argument gets its parameters as arguments
+and not as constants copied into the program.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from flax import linen as nn
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning
+from onerec_jax.alignment import rewards
+from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.inference import assemble
+from onerec_jax.models import reward as reward_lib
+
+
+@dataclasses.dataclass(frozen=True)
+class _Value:
+  """(params, catalogue, histories, candidates) → rewards.
+
+  A class, not a closure: two loads of one run are the same to `jax.jit`.
+  """
+
+  model: nn.Module
+  weights: tuple[tuple[str, float], ...]
+
+  def __call__(
+    self,
+    params: Any,
+    catalogue: Catalogue,
+    histories: Batch,
+    candidates: Int[Array, "B R *m"],
+  ) -> Float[Array, "B R"]:
+    """Σ w · σ(logit), see reward.value."""
+    logits = self.model.apply(
+      {"params": params}, histories, catalogue, candidates, method="scores"
+    )
+    return reward_lib.value(logits, dict(self.weights))
+
+
+def load(
+  workdir: files.PathLike,
+  name: str,
+  mesh: Mesh | None = None,
+  weights: Mapping[str, float] | None = None,
+  pathways: config_lib.PathwaysConfig | None = None,
+) -> rewards.Reward:
+  """The reward that a trained reward model gives.
+
+  Of a session model for sessions [B, R, m] (an item given alone is a session
+  of one); of a P-Score for items [B, R] (of a session: σ of its items' mean
+  logit).
+
+  Args:
+    workdir: the work directory.
+    name: of the reward model's run.
+    mesh: where its parameters are to lie; default: all devices.
+    weights: head → weight of its probability; default: the model's
+      `value_weights`. Weigh by spread, not by worth alone: a probability of
+      .01 moves the sum by no more than that.
+    pathways: of the histories that it will be asked about.
+
+  Raises:
+    ValueError: the run is of another kind of model, a weight is of no head, or
+      the run reads other histories than those.
+  """
+  mesh = mesh or partitioning.make_mesh(config_lib.MeshConfig())
+  system, params = assemble.load(workdir, name, mesh)
+  model, reads = system.model, system.config.pipeline.pathways
+  if not isinstance(model, reward_lib.RewardModel):
+    raise ValueError(
+      f"{name} is a {system.config.model.system}, which gives no rewards; name "
+      "a run of session_reward or p_score"
+    )
+  if pathways is not None and pathways != reads:
+    raise ValueError(
+      f"{name} was trained on {reads} and is asked about {pathways}; train it "
+      "with the pipeline.pathways of the model to be aligned"
+    )
+  weights = dict(weights or model.value_weights)
+  unknown = sorted(set(weights) - {term.head for term in model.terms})
+  if unknown:
+    raise ValueError(
+      f"weights of {unknown}, and {name} has the heads "
+      f"{sorted({term.head for term in model.terms})}"
+    )
+  catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
+  value = _Value(model, tuple(sorted(weights.items())))
+  return jax.tree_util.Partial(value, params, catalogue)

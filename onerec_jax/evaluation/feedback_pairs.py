@@ -1,0 +1,237 @@
+"""Does a model prefer what users liked to what they disliked?
+
+Of each user's later events, every liked one is paired with every disliked one;
+a pair is right where the model gives the liked item the higher probability,
+given what the user did before any of them. Ties count half. Unlike a ranking
+of all items this asks for nothing that was not logged, so it judges preference
+where most later items were never seen before.
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich.box
+import rich.table
+from jax.sharding import Mesh
+
+from onerec_jax import partitioning
+from onerec_jax.alignment import policy
+from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import shards
+from onerec_jax.data.batch import Batch
+from onerec_jax.evaluation import bootstrap
+from onerec_jax.inference import assemble
+
+_TRUE = 2
+"""The bucket of a flag that is set (data/features.py)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """One user's later events with an opinion.
+
+  Attributes:
+    record: of the user.
+    start: the first event of the split; those before it are known.
+    events: places of the liked and the disliked events.
+    liked: [n] which of them were liked.
+  """
+
+  record: shards.UserRecord
+  start: int
+  events: np.ndarray
+  liked: np.ndarray
+
+  def right(self, scores: np.ndarray) -> np.ndarray:
+    """1, ½ or 0 for each pair of a liked and a disliked event.
+
+    Args:
+      scores: [n] of the events.
+    """
+    above = scores[self.liked][:, None] - scores[~self.liked][None, :]
+    return ((np.sign(above) + 1) / 2).ravel()
+
+
+def judged(
+  prepared: shards.PreparedData, split: int, good: str, bad: str
+) -> list[Judged]:
+  """Users of a split with both opinions.
+
+  Args:
+    prepared: the data.
+    split: pipeline.VALIDATION or TEST.
+    good: the flag of liked events.
+    bad: the flag of disliked ones; events with both have no opinion.
+
+  Raises:
+    ValueError: the data has no such flag, or no user has both.
+  """
+  known = prepared.manifest["event_features"]
+  for name in (good, bad):
+    if name not in known:
+      raise ValueError(
+        f"the events have no flag {name!r}, only {sorted(known)}; name others "
+        "with --good and --bad"
+      )
+  found = []
+  for index in range(len(prepared)):
+    record = prepared.user(index)
+    later = record.split == split
+    liked = record.features[good] == _TRUE
+    disliked = record.features[bad] == _TRUE
+    events = np.flatnonzero(later & (liked != disliked))
+    if 0 < liked[events].sum() < len(events):
+      start = int(later.argmax())
+      found.append(Judged(record, start, events, liked[events]))
+  if not found:
+    raise ValueError(f"no user of the split has both {good!r} and {bad!r}")
+  return found
+
+
+def batches(
+  system: assemble.System, asked: Sequence[Judged], rows: int, targets: int
+) -> Iterator[tuple[Batch, list[tuple[int, slice]]]]:
+  """The events as targets after their users' contexts.
+
+  Yields:
+    A batch of `rows` rows of `targets` targets; for each row that is not empty
+    the place of its user in `asked` and which of the user's events it holds.
+  """
+  prepared, config = system.prepared, system.config.pipeline
+  names = sorted(rows_lib.feature_sizes(prepared))
+  pieces = [
+    (number, slice(first, min(first + targets, len(user.events))))
+    for number, user in enumerate(asked)
+    for first in range(0, len(user.events), targets)
+  ]
+  for first in range(0, len(pieces), rows):
+    held = pieces[first : first + rows]
+    histories = [
+      rows_lib.before(prepared, asked[user].record, asked[user].start)
+      for user, _ in held
+    ]
+    batch = rows_lib.request_batch(histories, names, config, rows)
+    items = np.zeros((rows, targets), np.int32)
+    for row, (user, piece) in enumerate(held):
+      found = asked[user].record.items[asked[user].events[piece]]
+      items[row, : len(found)] = found
+    wide = (rows, targets)
+    yield (
+      batch.replace(
+        targets=items,
+        visible_from=np.broadcast_to(batch.visible_from, wide).copy(),
+        visible_until=np.broadcast_to(batch.visible_until, wide).copy(),
+      ),
+      held,
+    )
+
+
+def scores(
+  system: assemble.System,
+  params: Any,
+  asked: Sequence[Judged],
+  mesh: Mesh,
+  targets: int = 32,
+) -> list[np.ndarray]:
+  """Log-probabilities of every asked event, user by user.
+
+  Args:
+    system: of a generator.
+    params: its parameters.
+    asked: of `judged`.
+    mesh: where they lie.
+    targets: of a row.
+
+  Raises:
+    ValueError: the model generates no semantic IDs.
+  """
+  if system.index is None:
+    raise ValueError(
+      f"run {system.config.name!r} scores items and is no generator; only "
+      "generators have a probability of an item"
+    )
+  tables = jax.device_put(
+    (system.catalogue, system.index), partitioning.replicated(mesh)
+  )
+
+  @jax.jit
+  def of_items(params, batch, catalogue, index):
+    levels = policy.log_probabilities(
+      system.model, params, batch, catalogue, index
+    )
+    return levels.sum(axis=-1)
+
+  found = [np.full(len(user.events), np.nan) for user in asked]
+  rows = partitioning.batch_sharding(mesh)
+  size = -(-system.config.evaluation.batch_size // targets)
+  size = -(-size // mesh.devices.size) * mesh.devices.size
+  with jax.set_mesh(mesh):
+    for batch, held in batches(system, asked, size, targets):
+      batch = jax.device_put(batch, rows)
+      answer = np.asarray(of_items(params, batch, *tables))
+      for row, (user, piece) in enumerate(held):
+        found[user][piece] = answer[row, : piece.stop - piece.start]
+  return found
+
+
+def compare(
+  asked: Sequence[Judged], found: dict[str, list[np.ndarray]]
+) -> dict[str, dict[str, Any]]:
+  """Pair accuracy of runs, and of each its difference to the first run.
+
+  Args:
+    asked: of `judged`.
+    found: name of a run → its `scores`.
+
+  Returns:
+    Name → accuracy with its 95% interval over users, and (of all but the
+    first) the paired difference with its own.
+  """
+  right = {
+    name: [user.right(s) for user, s in zip(asked, of_run)]
+    for name, of_run in found.items()
+  }
+  first = np.concatenate(next(iter(right.values())))
+  users = np.repeat(
+    [user.record.user for user in asked],
+    [len(pairs) for pairs in next(iter(right.values()))],
+  )
+  rows: dict[str, dict[str, Any]] = {}
+  for name, of_run in right.items():
+    own = np.concatenate(of_run)
+    columns = np.stack([own, own - first], axis=1)
+    accuracy, difference = bootstrap.intervals(columns, users)
+    rows[name] = {
+      "users": len(asked),
+      "pairs": len(own),
+      "accuracy": accuracy.mean,
+      "accuracy_low": accuracy.low,
+      "accuracy_high": accuracy.high,
+    }
+    if len(rows) > 1:
+      rows[name] |= {
+        "difference": difference.mean,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+      }
+  return rows
+
+
+def table(rows: dict[str, dict[str, Any]]) -> rich.table.Table:
+  """What `compare` gives, to print."""
+  shown = rich.table.Table(
+    "run", "pairs right", "− first run", box=rich.box.SIMPLE
+  )
+  for name, row in rows.items():
+    columns = []
+    for column, form in (("accuracy", ".4f"), ("difference", "+.4f")):
+      if column in row:
+        mean, low, high = (
+          format(row[column + end], form) for end in ("", "_low", "_high")
+        )
+        columns.append(f"{mean} ({low} … {high})")
+    shown.add_row(name, *columns)
+  return shown

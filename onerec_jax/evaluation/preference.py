@@ -1,0 +1,289 @@
+"""True preference: what a model's sessions are worth to the simulated users.
+
+OneRec (arXiv 2502.18965 §4) judges alignment by the mean and the maximum over
+the sessions a model generates for a request, by its reward model. Here the
+judge is the world itself, which no reward model has to be trusted for:
+
+  swt   expected play time of the session, seconds
+  vtr   share of its items that are expected to be viewed (long_view)
+  wtr   probability of at least one follow
+  ltr   probability of at least one like
+  clicks, duration_s   expected clicks; mean length of the items shown, seconds
+
+in the user's state at the held-out request (simulation/truth.py). A session
+model answers with its W best sessions, a point-wise one with one session, its
+m best items; neither may show an item of the user's history, or one that no
+training event names.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import rich
+import rich.box
+import rich.table
+from jax.sharding import Mesh
+
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning
+from onerec_jax.data import pipeline, shards
+from onerec_jax.data.batch import Batch
+from onerec_jax.evaluation import bootstrap, held_out, protocol, sessions
+from onerec_jax.inference import (
+  assemble,
+  prefix_index,
+  retrieval,
+  session_search,
+)
+
+FIGURES = ("swt", "vtr", "wtr", "ltr", "clicks", "duration_s")
+_SPLITS = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
+
+Answer = Callable[[Batch, np.ndarray], Any]
+"""(batch with T = 1, allowed bool [B, I + 1]) → sessions [B, W, m]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+  """What one model's sessions are worth.
+
+  Attributes:
+    name: of the run.
+    user: [Q] dense users.
+    number: [Q] which request of the user.
+    sessions: [Q, W, m] dense items, best first.
+    values: figure → float32 [Q, W]; see the module docstring.
+    log: figure → [Q], of what the log shows at these requests.
+    oracle: figure → [Q], of the greedy oracle.
+  """
+
+  name: str
+  user: np.ndarray
+  number: np.ndarray
+  sessions: np.ndarray
+  values: dict[str, np.ndarray]
+  log: dict[str, np.ndarray]
+  oracle: dict[str, np.ndarray]
+
+  def columns(self) -> dict[str, np.ndarray]:
+    """Figure → [Q]: mean and maximum over the sessions of each request."""
+    found = {}
+    for name, value in self.values.items():
+      found[f"{name}_mean"] = value.mean(axis=1)
+      if name != "duration_s":  # nobody wants the longest
+        found[f"{name}_max"] = value.max(axis=1)
+    return found
+
+
+def make_answer(
+  system: assemble.System, params: Any, mesh: Mesh, width: int
+) -> Answer:
+  """The sessions of a model; see the module docstring.
+
+  Args:
+    system: the model and what it needs.
+    params: its parameters.
+    mesh: the devices the rows of a batch are spread over.
+    width: W of a session model.
+  """
+  model, index = system.model, system.index
+  m = system.config.pipeline.session_items
+  beam = max(width, system.config.evaluation.beam_width)
+  catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
+  rows = partitioning.batch_sharding(mesh)
+  if getattr(model, "session_items", 1) > 1:
+
+    @jax.jit
+    def find(params, batch, catalogue, index, allowed):
+      found, _ = session_search.session_search(
+        model, params, batch, catalogue,
+        prefix_index.restrict(index, allowed), beam,
+      )  # fmt: skip
+      return found[:, :width]
+
+    search = lambda batch, allowed: find(
+      params, batch, catalogue, index, allowed
+    )
+  else:
+    best = retrieval.make_retrieve(model, index, max(m, beam))
+    search = lambda batch, allowed: best(params, batch, catalogue, allowed)[0][
+      :, None, :m
+    ]
+
+  def answer(batch: Batch, allowed: np.ndarray) -> np.ndarray:
+    batch, allowed = jax.device_put((batch, allowed), rows)
+    with jax.set_mesh(mesh):
+      return np.asarray(search(batch, allowed))
+
+  return answer
+
+
+def measure(
+  answer: Answer,
+  prepared: shards.PreparedData,
+  config: config_lib.Config,
+  split: str,
+  limit: int = 0,
+  progress: bool = True,
+) -> Preference:
+  """Asks a model for sessions, and the world for their worth.
+
+  Args:
+    answer: of `make_answer`, or any other.
+    prepared: the data, the simulator's.
+    config: the experiment.
+    split: `validation` or `test`.
+    limit: a random sample of at most so many requests; 0: all.
+    progress: whether to show a bar.
+
+  Raises:
+    ValueError: data of another source, or that leave events out; a session
+      with an empty slot.
+  """
+  if config.prepare.dataset != "simulator":
+    raise ValueError(
+      f"{config.name} was trained on {config.prepare.dataset}: true preference "
+      "is known of the data set 'simulator' alone"
+    )
+  m, size = config.pipeline.session_items, sessions.batch_size(config)
+  requests = held_out.requests(prepared, _SPLITS[split], m, limit)
+  known = prepared.item_counts > 0
+  parts = []
+  with protocol.bar_of(progress) as bar:
+    task = bar.add_task(f"sessions of {config.name}", total=len(requests))
+    for batch, rows in held_out.batches(
+      prepared, requests, config.pipeline, m, size
+    ):
+      allowed = sessions.allowed_items(prepared, requests, rows, known, size)
+      found = answer(held_out.first_of_session(batch), allowed)
+      parts.append(np.asarray(found, np.int32)[: len(rows)])
+      bar.update(task, advance=len(rows))
+  shown = np.concatenate(parts)
+  worth = sessions.true_values(
+    prepared, requests, shown, config.prepare.simulation, config.name
+  )
+  return Preference(
+    config.name,
+    requests.user.astype(np.int32),
+    requests.number.astype(np.int32),
+    shown,
+    _figures(worth, shown.shape[2], ""),
+    _figures(worth, shown.shape[2], "logged_"),
+    _figures(worth, shown.shape[2], "oracle_"),
+  )
+
+
+def _figures(
+  worth: dict[str, np.ndarray], m: int, prefix: str
+) -> dict[str, np.ndarray]:
+  of = {name: worth[prefix + name] for name in _SOURCE.values()}
+  values = {figure: of[name] for figure, name in _SOURCE.items()}
+  return values | {"vtr": values["vtr"] / m}
+
+
+_SOURCE = {
+  "swt": "watch_s",
+  "vtr": "long_views",
+  "wtr": "any_follow",
+  "ltr": "any_like",
+  "clicks": "clicks",
+  "duration_s": "duration_s",
+}
+assert tuple(_SOURCE) == FIGURES
+
+
+def compare(
+  models: Sequence[Sequence[Preference]],
+) -> list[dict[str, Any]]:
+  """Models on the same requests, each against the first.
+
+  Args:
+    models: each by its seeds. A request's value is the mean over the seeds;
+      intervals are of the paired bootstrap over users (bootstrap.py).
+
+  Returns:
+    For each model and figure: `model` (its number), `runs`, `figure`, `mean`,
+    `std` (over seeds; NaN of one), `logged` and `oracle` (the same figure of
+    what the log shows and of the oracle), and but for the first model
+    `difference`, `low`, `high`, `above_zero`; `queries`.
+
+  Raises:
+    ValueError: they were measured on other requests.
+  """
+  first, rows = models[0][0], []
+  for one in (p for seeds in models for p in seeds):
+    same = np.array_equal(first.user, one.user)
+    if not (same and np.array_equal(first.number, one.number)):
+      raise ValueError(
+        f"{first.name} and {one.name} were measured on different requests; "
+        "measure both on the same prepared data, split and session length"
+      )
+  names = list(first.columns())
+  by_seed = [
+    np.stack([np.stack([*p.columns().values()], axis=1) for p in seeds])
+    for seeds in models
+  ]
+  base = by_seed[0].mean(axis=0)
+  for place, (seeds, values) in enumerate(zip(models, by_seed)):
+    found = bootstrap.intervals(values.mean(axis=0) - base, first.user)
+    figures = values.mean(axis=1)
+    for column, name in enumerate(names):
+      spread = figures[:, column].std(ddof=1) if len(seeds) > 1 else np.nan
+      figure = name.rsplit("_", 1)[0]
+      row = {
+        "model": place,
+        "runs": [p.name for p in seeds],
+        "figure": name,
+        "mean": float(figures[:, column].mean()),
+        "std": float(spread),
+        "logged": float(first.log[figure].mean()),
+        "oracle": float(first.oracle[figure].mean()),
+        "queries": len(first.user),
+      }
+      if place:
+        interval = dataclasses.asdict(found[column])
+        row |= {"difference": interval.pop("mean"), **interval}
+      rows.append(row)
+  return rows
+
+
+def of_run(
+  workdir: files.PathLike, name: str, split: str, width: int, limit: int = 0
+) -> Preference:
+  """Measures the best parameters of a run.
+
+  Args:
+    workdir: the work directory.
+    name: of the run.
+    split: `validation` or `test`.
+    width: W, sessions of a session model.
+    limit: a random sample of at most so many requests; 0: all.
+  """
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  system, params = assemble.load(workdir, name, mesh)
+  answer = make_answer(system, params, mesh, width)
+  return measure(answer, system.prepared, system.config, split, limit)
+
+
+def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
+  """Prints `compare`, a section a figure, with the log's and the oracle's."""
+  table = rich.table.Table(
+    "figure", "run", "mean", "± seeds", "difference", "95%",
+    title=title, box=rich.box.SIMPLE,
+  )  # fmt: skip
+  for row in sorted(rows, key=lambda row: (row["figure"], row["model"])):
+    figure, over = row["figure"], ("", "")
+    if row["model"] == 0:
+      table.add_section()
+      for judge in ("logged", "oracle"):
+        table.add_row(figure, f"({judge})", f"{row[judge]:.4g}")
+    else:
+      ends = f"{row['low']:+.3g} … {row['high']:+.3g}"
+      over = f"{row['difference']:+.3g}", ends
+    seeds = "" if np.isnan(row["std"]) else f"{row['std']:.2g}"
+    runs = " + ".join(row["runs"])
+    table.add_row(figure, runs, f"{row['mean']:.4g}", seeds, *over)
+  rich.print(table)

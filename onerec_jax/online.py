@@ -1,0 +1,346 @@
+"""Recommenders that serve the simulated world day by day, and learn from it.
+
+An *arm* is a recommender in its own copy of the world. Its users come back at
+the same moments and answer by the same random numbers in every arm (common
+random numbers), so that each user is compared with themselves; what differs is
+what they are shown. After each day the arm's events join its log, the log is
+prepared again, and the arm's models go on training on it: same catalogue, same
+semantic IDs, same codes of features.
+"""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import pyarrow.parquet as pq
+import rich
+import rich.box
+import rich.table
+from jax.sharding import Mesh
+from rich import progress
+
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning, workflow
+from onerec_jax.data import prepare, rebucket, shards
+from onerec_jax.data.datasets import simulator
+from onerec_jax.evaluation import ab_plots
+from onerec_jax.evaluation import ab_test as figures
+from onerec_jax.inference import assemble, serving
+from onerec_jax.models import registry
+from onerec_jax.online_models import Model, cascade_answer, generator_answer
+from onerec_jax.simulation import policies
+from onerec_jax.simulation.state import DAY_MS, DAY_ZERO_MS, State
+from onerec_jax.simulation.step import Events, Observer, run, step
+from onerec_jax.simulation.world import World
+from onerec_jax.tokenizer import histories as lifelong_histories
+from onerec_jax.training import optimizer
+
+CASCADE = "cascade"
+"""An arm of the runs `two_tower` and `p_score` (see `make_arm`)."""
+_STAGES = {CASCADE: "two_tower/p_score"}
+_ORACLES = {
+  "logging": policies.LoggingPolicy.create,
+  "oracle": policies.GreedyTruePolicy,
+  "uniform": policies.UniformPolicy,
+}
+"""Arms that are no model; `oracle` knows the truth."""
+_NEVER_MS = DAY_ZERO_MS + 100_000 * DAY_MS
+
+
+@dataclasses.dataclass
+class Arm:
+  """A recommender in its own copy of the world.
+
+  Attributes:
+    name: of the arm.
+    policy: what it shows.
+    observe: sees what came of it; None: nobody does.
+    models: its runs; none of an oracle.
+  """
+
+  name: str
+  policy: policies.Policy
+  observe: Observer | None = None
+  models: tuple[Model, ...] = ()
+
+
+def make_arm(
+  name: str,
+  workdir: files.PathLike,
+  world: World,
+  until_ms: int | None,
+  mesh: Mesh,
+) -> Arm:
+  """An arm by its name.
+
+  Args:
+    name: a run of the work directory; two of them, `retrieval/ranker`;
+      `cascade`, which is `two_tower/p_score`; or `logging`, `oracle` (greedy
+      by true satisfaction), `uniform`.
+    workdir: the work directory.
+    world: the world that made its data.
+    until_ms: when the test begins; what is stored of later is not known.
+      None: after all that is stored.
+    mesh: the devices.
+
+  Raises:
+    FileNotFoundError: there is no such run.
+    ValueError: runs that cannot serve this world.
+  """
+  if name in _ORACLES:
+    return Arm(name, _ORACLES[name](world))
+  stages = _STAGES.get(name, name).split("/")
+  if len(stages) > 2:
+    raise ValueError(f"arm {name!r}: want a run, or retrieval/ranker")
+  models = tuple(
+    Model(*assemble.load(workdir, run_name, mesh), mesh) for run_name in stages
+  )
+  config, slots = models[0].system.config, world.config.slots
+  known = serving.Histories(
+    models[0].system.prepared, config.prepare, world, until_ms
+  )
+  if len(models) == 1:
+    answer = generator_answer(models[0], slots)
+  else:
+    answer = cascade_answer(*models, slots)
+  policy = serving.RecommenderPolicy(world, known, answer)
+  return Arm(name, policy, known.observe, models)
+
+
+class Log:
+  """An arm's log on disk: prepared anew with every day.
+
+  Args:
+    world: the world.
+    events: what was logged before the test.
+    config: how the models' data were prepared.
+    manifest: of the models' data.
+    directory: of the arm.
+  """
+
+  def __init__(
+    self,
+    world: World,
+    events: Events,
+    config: config_lib.PrepareConfig,
+    manifest: dict[str, Any],
+    directory: files.PathLike,
+  ):
+    self._world, self._manifest = world, manifest
+    self._directory = pathlib.Path(directory)
+    self._days = 0
+    (self._directory / "log").mkdir(parents=True)
+    items, users = (
+      self._directory / f"{n}.parquet" for n in ("items", "users")
+    )
+    pq.write_table(simulator.items_table(world), items)
+    pq.write_table(simulator.users_table(world), users)
+    # Everything that happened is there to learn from.
+    self._config = dataclasses.replace(
+      config,
+      dataset="tables",
+      events=str(self._directory / "log"),
+      items=str(items),
+      users=str(users),
+      split="time",
+      validation_from_ms=_NEVER_MS,
+      test_from_ms=_NEVER_MS,
+    )
+    self._write(events)
+
+  def _write(self, events: Events) -> None:
+    path = self._directory / "log" / f"{self._days:05d}.parquet"
+    pq.write_table(simulator.events_table(self._world, events), path)
+    self._days += 1
+
+  def append(self, events: Events) -> shards.PreparedData:
+    """The log with one day more, with the models' codes of features.
+
+    Raises:
+      ValueError: items came to have other dense ids.
+    """
+    self._write(events)
+    raw = prepare.prepare(self._config, self._directory / "raw")
+    found = rebucket.rebucket(
+      shards.PreparedData.open(raw, verify=False),
+      self._manifest,
+      self._directory / prepare.PREPARED,
+    )
+    prepared = shards.PreparedData.open(found, verify=False)
+    serving.check(prepared, self._world)
+    return prepared
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Of a test.
+
+  Attributes:
+    days: how many are played.
+    from_day: the day the test begins; until then the log is as it was.
+    updates: steps that each model trains on after each day; 0: it is frozen.
+    learning_rate: of these; 0: a tenth of the run's own peak (INFERRED; V1
+      anneals for its reinforcement stage too).
+    directory: for the arms' logs.
+  """
+
+  days: int
+  from_day: int
+  updates: int
+  learning_rate: float
+  directory: pathlib.Path
+
+
+def play(
+  arms: list[Arm],
+  workdir: files.PathLike,
+  world: World,
+  state: State,
+  events: Events,
+  settings: Settings,
+) -> list[list[Events]]:
+  """Lets every arm serve its copy of the world.
+
+  Args:
+    arms: by `make_arm`.
+    workdir: of their runs.
+    world: the world.
+    state: the morning of the first day; each arm starts from it.
+    events: the log until then.
+    settings: of the test.
+
+  Returns:
+    For each arm its events, a log a day.
+  """
+  logs = []
+  for place, arm in enumerate(arms):
+    found = None
+    if arm.models and settings.updates:
+      system = arm.models[0].system
+      found = Log(
+        world, events, system.config.prepare, system.prepared.manifest,
+        settings.directory / f"arm_{place}",
+      )  # fmt: skip
+    logs.append(found)
+  states = [state] * len(arms)
+  days: list[list[Events]] = [[] for _ in arms]
+  for day in progress.track(range(settings.days), "serving", transient=True):
+    for place, arm in enumerate(arms):
+      states[place], today = step(world, states[place], arm.policy, arm.observe)
+      days[place].append(today)
+      # The last day's feedback would train nobody's next day.
+      if logs[place] is not None and day + 1 < settings.days:
+        _learn(arm, logs[place].append(today), workdir, settings, day)
+  return days
+
+
+def _learn(
+  arm: Arm,
+  prepared: shards.PreparedData,
+  workdir: files.PathLike,
+  settings: Settings,
+  day: int,
+) -> None:
+  for model in arm.models:
+    config, sids = model.system.config, model.system.semantic_ids
+    if config.pipeline.pathways.lifelong:
+      prepared.snapshots = lifelong_histories.compress(
+        config, prepared, sids, prepared.directory.parent
+      )
+    rate = settings.learning_rate or 0.1 * (
+      config.optimizer.learning_rate
+      or optimizer.paper_learning_rate(
+        registry.block_parameters(model.system.model)
+      )
+    )
+    model.learn(prepared, workdir, settings.updates, rate, day)
+
+
+def ab_test(
+  workdir: files.PathLike, control: str, treatment: str, settings: Settings
+) -> list[dict[str, Any]]:
+  """Plays a test and writes what it found.
+
+  Writes ab_test.json (figures, days, settings), forest.png and days.png, and
+  prints the table.
+
+  Args:
+    workdir: of the runs.
+    control: an arm, see `make_arm`.
+    treatment: another, or the same.
+    settings: of the test; `from_day` 0 is the day after the log.
+
+  Returns:
+    Rows of evaluation.ab_test.compare.
+
+  Raises:
+    ValueError: no run of the simulated world, or results there already.
+  """
+  if settings.directory.exists() and any(settings.directory.iterdir()):
+    raise ValueError(
+      f"{settings.directory} holds something already; give another --output"
+    )
+  config = _world_of(workdir)
+  world = World.create(config)
+  from_day = settings.from_day or config.num_days
+  if not 0 < from_day <= config.num_days:
+    raise ValueError(
+      f"--from_day={from_day}: the log has the days 0 to {config.num_days - 1}"
+    )
+  settings = dataclasses.replace(settings, from_day=from_day)
+  until = None
+  if from_day < config.num_days:
+    until = DAY_ZERO_MS + from_day * DAY_MS
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  arms = [
+    make_arm(name, workdir, world, until, mesh) for name in (control, treatment)
+  ]
+  logging = policies.LoggingPolicy.create(world)
+  state, logged = run(world, logging, from_day)
+  settings.directory.mkdir(parents=True, exist_ok=True)
+  played = play(arms, workdir, world, state, logged, settings)
+  rows = figures.compare(world, *played, logged, from_day)
+  names = (f"control: {control}", f"treatment: {treatment}")
+  days = figures.by_day(world, dict(zip(names, played)), logged, from_day)
+  told = vars(settings) | {"directory": str(settings.directory)}
+  files.write_json(
+    settings.directory / "ab_test.json",
+    {
+      "control": control, "treatment": treatment, "settings": told,
+      "figures": rows, "days": days,
+    },
+  )  # fmt: skip
+  ab_plots.forest(rows, settings.directory / "forest.png")
+  ab_plots.curves(days, settings.directory / "days.png")
+  _print(rows, *names)
+  return rows
+
+
+def _world_of(workdir: files.PathLike) -> config_lib.SimulationConfig:
+  """The world that made a work directory's data."""
+  for name in reversed(workflow.finished_runs(workdir)):
+    path = assemble.run_directory(workdir, name) / "config.json"
+    config = config_lib.from_dict(files.read_json(path)["config"])
+    if config.prepare.dataset == "simulator":
+      return config.prepare.simulation
+  raise ValueError(
+    f"{workdir} holds no run on the data set 'simulator', whose world a test "
+    "could be played in; train one, as experiments/simulator/lazy_decoder.py"
+  )
+
+
+def _print(rows: list[dict[str, Any]], control: str, treatment: str) -> None:
+  table = rich.table.Table(
+    "mean", "control", "treatment", "relative", "95%",
+    title=f"{control} | {treatment}", box=rich.box.SIMPLE,
+  )  # fmt: skip
+  for before, row in zip([{"unit": ""}, *rows], rows):
+    if row["unit"] != before["unit"]:
+      table.add_section()
+    relative = [row[f"relative{end}"] for end in ("", "_low", "_high")]
+    change, low, high = (f"{x:+.2%}" for x in relative)
+    table.add_row(
+      f"{row['figure']} / {row['unit']}", f"{row['control']:.4f}",
+      f"{row['treatment']:.4f}", change, f"{low} … {high}",
+    )  # fmt: skip
+  rich.print(table)

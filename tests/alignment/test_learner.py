@@ -1,0 +1,359 @@
+"""The joint step: its gradient by hand, its sampler, its meshes, its effect."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from onerec_jax import config as config_lib
+from onerec_jax import model_configs, partitioning
+from onerec_jax.alignment import learner, objectives
+from onerec_jax.alignment.requests import JointBatch
+from onerec_jax.alignment_config import AlignmentConfig
+from onerec_jax.data.batch import Catalogue
+from onerec_jax.inference import prefix_index
+from onerec_jax.training import loop, step
+from tests import tiny
+from tests.training.test_step import _host_calls
+
+SPREAD = 0.4
+"""Of the ratios in the gradient's test, in nats: some are clipped."""
+
+
+lazy = functools.partial(tiny.lazy_decoder, num_layers=1)
+
+
+def world(model):
+  catalogue = tiny.catalogue()
+  codes = np.asarray(catalogue.codes)
+  index = prefix_index.build(codes, model.codebook_sizes)
+  return tiny.params(model), catalogue, index
+
+
+def by_table(values, histories, candidates):
+  """Of sessions the sum over their items."""
+  del histories
+  shape = (*candidates.shape[:2], -1)
+  return jnp.sum(values[candidates].reshape(shape), axis=-1)
+
+
+def reward_of(seed):
+  values = np.random.default_rng(seed).normal(size=tiny.NUM_ITEMS + 1)
+  return jax.tree_util.Partial(by_table, jnp.asarray(values, jnp.float32))
+
+
+def requests_of(batch):
+  """What the targets see; sessions ask as their first targets do."""
+  return tiny.separate(batch)[0]
+
+
+# The gradient, in two passes and without a shared context.
+
+
+def answers_by_hand(model, params, requests, codes, catalogue):
+  """Log-probabilities [B, R], every answer in a row of its own."""
+  B, R, N, L = codes.shape
+  alone = jax.tree.map(lambda x: jnp.repeat(x, R, axis=0), requests)
+  first = len(catalogue.codes)
+  alone = alone.replace(
+    targets=jnp.arange(first, first + B * R * N).reshape(B * R, N),
+    visible_from=jnp.repeat(alone.visible_from, N, axis=1),
+    visible_until=jnp.repeat(alone.visible_until, N, axis=1),
+  )
+  more = jnp.concatenate([catalogue.codes, codes.reshape(-1, L)])
+  zeros = jnp.zeros(B * R * N, jnp.int32)
+  features = {
+    name: jnp.concatenate([values, zeros])
+    for name, values in catalogue.features.items()
+  }
+  logits = model.apply({"params": params}, alone, Catalogue(more, features))
+  return tokens_by_hand(logits, more[alone.targets]).sum((1, 2)).reshape(B, R)
+
+
+def tokens_by_hand(logits, codes):
+  """log p of each code [B, T, L], softmax over all codes."""
+  levels = []
+  for level, values in enumerate(logits):
+    p = jnp.exp(values) / jnp.sum(jnp.exp(values), axis=-1, keepdims=True)
+    chosen = jax.nn.one_hot(codes[..., level], values.shape[-1])
+    levels.append(jnp.log(jnp.sum(p * chosen, axis=-1)))
+  return jnp.stack(levels, axis=-1)
+
+
+def clipped_by_hand(new, old, advantage):
+  """ECPO in probabilities."""
+  policy, fixed = jnp.exp(new), jax.lax.stop_gradient(jnp.exp(new))
+  denominator = jnp.maximum(fixed / 1.3, jnp.exp(old))
+  ratio = policy / denominator
+  kept = jnp.clip(ratio, 0.8, 1.2)
+  return -jnp.minimum(ratio * advantage, kept * advantage)
+
+
+def feedback_by_hand(tokens, advantage):
+  """GBPO in probabilities, π_old = sg π."""
+  p, fixed = jnp.exp(tokens), jax.lax.stop_gradient(jnp.exp(tokens))
+  bad = jnp.maximum(fixed, 1 - fixed)
+  denominator = jnp.where(advantage[..., None] < 0, bad, fixed)
+  return jnp.mean(-p / denominator * advantage[..., None], axis=-1)
+
+
+def gradients(model, config, joint, catalogue, index, by_hand):
+  """(the learner's, the reference's) of the mean loss, flattened."""
+  count = np.sum(np.asarray(joint.targets) > 0)
+  loss = functools.partial(learner.joint_loss, model, config)
+
+  def ours(params):
+    return loss(params, joint, catalogue, index, None)["loss"] / count
+
+  def next_token(params):
+    logits = model.apply({"params": params}, joint, catalogue)
+    tokens = tokens_by_hand(logits, catalogue.codes[joint.targets])
+    return jnp.sum((joint.targets > 0) * -tokens.mean(-1)) / count
+
+  params = tiny.params(model)
+  got = tiny.jit(jax.grad(ours))(params)
+  passes = [tiny.jit(jax.grad(f))(params) for f in (next_token, by_hand)]
+  want = jax.tree.map(jnp.add, *passes)
+  return jax.flatten_util.ravel_pytree(got)[0], (
+    jax.flatten_util.ravel_pytree(want)[0]
+  )
+
+
+def group_of(model, codes, catalogue, requests, seed=5):
+  """Answers, and a sampler that differs from the policy by SPREAD."""
+  params, rng = tiny.params(model), np.random.default_rng(seed)
+  new = tiny.jit(
+    lambda p: answers_by_hand(model, p, requests, codes, catalogue)
+  )(params)
+  old = new + jnp.asarray(rng.normal(0, SPREAD, new.shape), jnp.float32)
+  advantages = jnp.asarray(rng.normal(size=new.shape), jnp.float32)
+  count = np.sum(np.asarray(tiny.batch_of(model).targets) > 0)
+  return objectives.Group(
+    requests, codes, old, jnp.ones(new.shape, bool), advantages, None,
+    jnp.full(len(new), count / len(new), jnp.float32),
+  )  # fmt: skip
+
+
+def test_the_gradient_of_three_streams_by_hand():
+  """Next token + ECPO with the format reward + GBPO, in one backward pass."""
+  model = lazy(constrained_softmax=False)
+  _, catalogue, index = world(model)
+  config = AlignmentConfig(
+    objective="ecpo", weight=0.7, feedback="like", feedback_weight=0.3,
+    constrained=False, search="sample", format_samples=2,
+  )  # fmt: skip
+  batch = tiny.batch()
+  requests, rng = requests_of(batch), np.random.default_rng(1)
+  # Any codes, be they items or not.
+  codes = np.stack(
+    [rng.integers(0, size, (7, 6, 1)) for size in tiny.CODEBOOK_SIZES], axis=-1
+  )
+  group = group_of(model, jnp.asarray(codes, jnp.int32), catalogue, requests)
+  judged = jnp.asarray(rng.integers(0, 2, (7, 6)), jnp.float32)
+  advantages = jnp.asarray(
+    rng.integers(-1, 2, batch.targets.shape), jnp.float32
+  )
+  joint = JointBatch(
+    **vars(batch), group=group.replace(format=judged), advantages=advantages
+  )
+
+  def by_hand(params):
+    new = answers_by_hand(model, params, requests, group.codes, catalogue)
+    preferred = clipped_by_hand(new, group.old, group.advantages).mean()
+    legal = clipped_by_hand(new, group.old, judged).sum(1).mean() / 2
+    logits = model.apply({"params": params}, batch, catalogue)
+    tokens = tokens_by_hand(logits, catalogue.codes[batch.targets])
+    shown = batch.targets > 0
+    of_feedback = feedback_by_hand(tokens, advantages) * shown
+    return 0.7 * (preferred + legal) + 0.3 * of_feedback.sum() / shown.sum()
+
+  got, want = gradients(model, config, joint, catalogue, index, by_hand)
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+def test_the_gradient_of_pairs_of_sessions_by_hand():
+  """DPO of whole sessions; a request without a pair gives none."""
+  # Dense: quicker to compile.
+  model = tiny.session_decoder(
+    decoder_layers=1, constrained_softmax=False, moe=model_configs.MoEConfig()
+  )
+  _, catalogue, index = world(model)
+  config = AlignmentConfig(objective="dpo", weight=0.7, beta=0.3)
+  batch = tiny.batch_of(model)
+  requests, rng = requests_of(tiny.batch()), np.random.default_rng(1)
+  items = rng.integers(1, tiny.NUM_ITEMS + 1, (7, 2, 2))
+  group = group_of(model, catalogue.codes[items], catalogue, requests)
+  usable = np.array([1, 1, 0, 1, 0, 1, 1], np.float32)
+  group = group.replace(advantages=jnp.asarray(np.stack([usable] * 2, axis=1)))
+  joint = JointBatch(**vars(batch), group=group)
+
+  def by_hand(params):
+    new = answers_by_hand(model, params, requests, group.codes, catalogue)
+    ratio = jnp.exp(new - group.old) ** 0.3
+    right = ratio[:, 0] / (ratio[:, 0] + ratio[:, 1])
+    return 0.7 * jnp.mean(usable * -jnp.log(right))
+
+  got, want = gradients(model, config, joint, catalogue, index, by_hand)
+  np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+# The whole step.
+
+
+def start(model, config, rate=0.0, sync_every=1, **options):
+  """(state, jitted step, joint batch)."""
+  params, catalogue, index = world(model)
+  tx = optax.with_extra_args_support(optax.sgd(rate))
+  zero = jnp.zeros((), jnp.int32)
+  state = learner.AlignState(
+    zero, params, tx.init(params), zero, jax.tree.map(jnp.copy, params)
+  )
+  function = functools.partial(
+    learner.align_step, model=model, config=config, sync_every=sync_every,
+    seed=0, tx=tx, **options,
+  )  # fmt: skip
+  batch = tiny.batch_of(model)
+  joint = JointBatch(**vars(batch), requests=requests_of(tiny.batch()))
+  return state, function, joint, catalogue, index
+
+
+def values(sums):
+  return {k: float(v) / float(sums["count"]) for k, v in sums.items()}
+
+
+def test_the_reward_rises_under_a_sampler_that_follows():
+  """The sampler is the policy of the last sync, every third step, and answers:
+  there the ratio is 1, and not in between. One program, whatever the reward."""
+  model = lazy()
+  config = AlignmentConfig(objective="ecpo", weight=3.0, group=8)
+  state, function, joint, catalogue, index = start(model, config, 0.3, 3)
+  compiled, seen, trace = tiny.jit(function), [], []
+  for _ in range(30):
+    seen.append(jax.device_get(state.params))
+    state, sums = compiled(state, joint, catalogue, (index, reward_of(3)))
+    trace.append(values(sums))
+    age = round(trace[-1]["sampler_age"])
+    jax.tree.map(np.testing.assert_array_equal, state.sampler, seen[-1 - age])
+  ages, ratios, earned = (
+    np.array([found[name] for found in trace])
+    for name in ("sampler_age", "ratio_max", "reward_mean")
+  )
+  np.testing.assert_allclose(ages, [0, 1, 2] * 10, atol=1e-5)
+  np.testing.assert_allclose(ratios[ages < 0.5], 1.0, atol=1e-4)
+  assert ratios[ages > 0.5].min() > 1.01
+  assert earned[-3:].mean() > earned[:3].mean() + 0.2
+  # A reward is an argument: another is another gradient.
+  norms = [
+    float(
+      compiled(state, joint, catalogue, (index, reward_of(seed)))[1][
+        "grad_norm"
+      ]
+    )
+    for seed in (0, 1)
+  ]
+  assert norms[0] != norms[1]
+  assert compiled._cache_size() == 1
+
+
+def test_the_margin_of_pairs_rises():
+  """Between two copies the pairs move apart; then the reference follows."""
+  model = lazy()
+  config = AlignmentConfig(objective="dpo", weight=3.0, group=8)
+  state, function, joint, catalogue, index = start(model, config, 0.3, 4)
+  compiled, reward, trace = tiny.jit(function), reward_of(3), []
+  for _ in range(40):
+    state, sums = compiled(state, joint, catalogue, (index, reward))
+    trace.append(values(sums))
+  earned = [found["reward_mean"] for found in trace]
+  assert np.mean(earned[-4:]) > np.mean(earned[:4]) + 0.2
+  for sync in range(0, 40, 4):
+    margins = [found["margin"] for found in trace[sync : sync + 4]]
+    assert abs(margins[0]) < 1e-3 < margins[-1]
+
+
+def test_free_answers_count_where_they_are_items():
+  """Guards of free sampling against the samples themselves."""
+  model = lazy(constrained_softmax=False)
+  config = AlignmentConfig(
+    objective="ecpo", search="sample", constrained=False, group=64,
+    format_samples=8,
+  )  # fmt: skip
+  state, function, joint, catalogue, index = start(model, config)
+  constant = jax.tree_util.Partial(
+    lambda histories, items: jnp.where(items > 0, 2.0, jnp.nan)
+  )
+  _, sums = tiny.jit(function)(state, joint, catalogue, (index, constant))
+  found = values(sums)
+  # 60 of 192 IDs are items; what is none has no reward, and costs none.
+  assert 0.05 < found["legality"] < 0.95
+  assert found["reward_mean"] == pytest.approx(2.0)
+  assert found["zero_spread"] == pytest.approx(1.0)
+  # No preference: what is left is the format reward, −(legal of K drawn) / K.
+  assert -1 < found["objective"] < 0
+  assert found["loss"] == pytest.approx(
+    found["next_token"] + 0.1 * found["objective"], rel=1e-4
+  )
+
+
+def test_microbatches_give_the_step_of_the_whole_batch():
+  model = lazy()
+  config = AlignmentConfig(objective="ecpo", group=4)
+  states, sums = [], []
+  for pieces in (1, 2):
+    state, function, joint, catalogue, index = start(
+      model, config, 0.1, microbatches=pieces
+    )
+    requests = jax.tree.map(lambda x: x[:6], joint.requests)
+    joint = joint.replace(requests=requests)
+    after, found = tiny.jit(function)(
+      state, joint, catalogue, (index, reward_of(0))
+    )
+    states.append(after.params), sums.append(values(found))
+  close = functools.partial(np.testing.assert_allclose, atol=1e-5)
+  jax.tree.map(close, *states)
+  assert sums[0] == pytest.approx(sums[1], rel=1e-3, abs=1e-4)
+
+
+def _on_mesh(shape, devices):
+  model = lazy()
+  config = AlignmentConfig(
+    objective="ecpo", search="sample", group=8, weight=2.0, feedback="like"
+  )
+  state, function, joint, catalogue, index = start(model, config, 0.1, 2)
+  eight = lambda tree: jax.tree.map(lambda x: np.concatenate([x] * 8)[:8], tree)
+  likes = np.random.default_rng(0).integers(0, 2, (8, 5)).astype(np.float32)
+  joint = eight(joint.replace(requests=None)).replace(
+    requests=eight(joint.requests), labels={"like": likes}
+  )
+  mesh = partitioning.make_mesh(config_lib.MeshConfig(*shape), devices)
+  # Copies: the step donates its state, and others use these parameters.
+  state, tables = jax.device_put(
+    (jax.tree.map(jnp.copy, state), (catalogue, (index, reward_of(2)))),
+    partitioning.replicated(mesh),
+  )
+  joint = loop.put_batch(joint, partitioning.batch_sharding(mesh))
+  trace = []
+  with jax.set_mesh(mesh):
+    shardings = jax.tree.map(lambda x: x.sharding, state)
+    jitted = step.compile_step(function, shardings, mesh, *tables)
+    compiled = jitted.lower(state, joint, *tables).compile()
+    for _ in range(3):
+      with jax.transfer_guard("disallow"):
+        state, sums = compiled(state, joint, *tables)
+      trace.append(values(sums))
+  assert not _host_calls(compiled.as_text())
+  return jax.device_get(state), trace
+
+
+def test_eight_devices_equal_one():
+  """Draws, rewards, both streams and the sampler; no word to the host."""
+  one, trace = _on_mesh((1, 1, 1, 1), jax.devices()[:1])
+  eight, found = _on_mesh((4, 2, 1, 1), jax.devices())
+  for a, b in zip(trace, found):
+    assert a == pytest.approx(b, rel=1e-4, abs=1e-4)
+  jax.tree.map(
+    functools.partial(np.testing.assert_allclose, atol=1e-5), one, eight
+  )

@@ -1,0 +1,136 @@
+"""Liked against disliked: by search over all items, and by loops over pairs."""
+
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from onerec_jax import config as config_lib
+from onerec_jax import partitioning, workflow
+from onerec_jax.data import pipeline
+from onerec_jax.data import rows as rows_lib
+from onerec_jax.evaluation import feedback_pairs
+from onerec_jax.inference import retrieval
+from tests import tiny
+
+ITEMS = 40
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory):
+  """Opinions of 60 users on 40 items, no training."""
+  folder = tmp_path_factory.mktemp("feedback")
+  rng = np.random.default_rng(0)
+  lines = ["user_id,item_id,timestamp_ms,like,dislike"]
+  for user in range(60):
+    for event in range(20):
+      like, dislike = rng.random(2) < 0.5
+      time = 1_600_000_000_000 + event * 3_600_000 + user
+      lines.append(
+        f"u{user},i{rng.integers(ITEMS)},{time},{int(like)},{int(dislike)}"
+      )
+  (folder / "events.csv").write_text("\n".join(lines) + "\n")
+  c = config_lib.Config(name="opinions")
+  c.prepare.dataset = "tables"
+  c.prepare.events = str(folder / "events.csv")
+  c.prepare.split = "time"
+  c.tokenizer.vectors = "collaborative"
+  c.tokenizer.num_codes = 8
+  c.tokenizer.num_levels = 2
+  c.tokenizer.vector_size = 8
+  c.pipeline.max_history = 6
+  c.model.d_model = 16
+  c.model.num_heads = c.model.num_kv_heads = 2
+  c.model.d_ff = 16
+  c.model.sid_embed_dim = c.model.feature_embed_dim = 4
+  return workflow.assembled(c, folder / "work")
+
+
+@pytest.fixture(scope="module")
+def judged(system):
+  return feedback_pairs.judged(
+    system.prepared, pipeline.TEST, "like", "dislike"
+  )
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Mesh:
+  return partitioning.make_mesh(config_lib.MeshConfig())
+
+
+def _params(system, seed=0):
+  batch = rows_lib.request_batch(
+    [], sorted(rows_lib.feature_sizes(system.prepared)),
+    system.config.pipeline, 1,
+  )  # fmt: skip
+  return tiny.random_params(system.model, batch, system.catalogue, seed)
+
+
+def test_scores_are_those_of_a_search_over_all_items(system, judged, mesh):
+  params = _params(system)
+  found = feedback_pairs.scores(system, params, judged, mesh, targets=2)
+  retrieve = retrieval.make_retrieve(
+    system.model, system.index, system.prepared.num_items
+  )
+  names = sorted(rows_lib.feature_sizes(system.prepared))
+  for user, scores in zip(judged, found):
+    history = rows_lib.before(system.prepared, user.record, user.start)
+    batch = rows_lib.request_batch([history], names, system.config.pipeline, 1)
+    items, every = retrieve(params, batch, system.catalogue)
+    of_item = dict(zip(np.asarray(items[0]).tolist(), np.asarray(every[0])))
+    expected = [of_item[item] for item in user.record.items[user.events]]
+    np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_who_is_judged(system, judged):
+  """Later events with one opinion, of users who have both; none earlier."""
+  prepared = system.prepared
+  users = set()
+  for index in range(len(prepared)):
+    record = prepared.user(index)
+    liked = [
+      (bool(a == 2), bool(b == 2))
+      for a, b, s in zip(
+        record.features["like"], record.features["dislike"], record.split
+      )
+      if s == pipeline.TEST and a != b
+    ]
+    if {True, False} == {like for like, _ in liked}:
+      users.add(record.user)
+  assert {user.record.user for user in judged} == users
+  assert 3 < len(users) < 60
+  for user in judged:
+    assert user.record.split[user.start] == pipeline.TEST
+    assert user.start == 0 or user.record.split[user.start - 1] < pipeline.TEST
+    assert (user.record.split[user.events] == pipeline.TEST).all()
+
+
+def test_accuracy_by_loops(judged):
+  rng = np.random.default_rng(1)
+  first = [rng.integers(0, 4, len(u.events)).astype(float) for u in judged]
+  second = [rng.integers(0, 4, len(u.events)).astype(float) for u in judged]
+
+  def accuracy(of_run):
+    points = []
+    for user, scores in zip(judged, of_run):
+      for i in np.flatnonzero(user.liked):
+        for j in np.flatnonzero(~user.liked):
+          tie = 0.5 * (scores[i] == scores[j])
+          points.append(float(scores[i] > scores[j]) + tie)
+    return np.mean(points)
+
+  found = feedback_pairs.compare(judged, {"a": first, "b": second})
+  assert found["a"]["accuracy"] == pytest.approx(accuracy(first))
+  assert found["b"]["difference"] == pytest.approx(
+    accuracy(second) - accuracy(first)
+  )
+  assert "difference" not in found["a"]
+  assert (
+    found["b"]["difference_low"]
+    <= found["b"]["difference"]
+    <= found["b"]["difference_high"]
+  )
+
+
+def test_an_unknown_flag_is_named(system):
+  with pytest.raises(ValueError, match="no flag 'hate', only.*--bad"):
+    feedback_pairs.judged(system.prepared, pipeline.TEST, "like", "hate")

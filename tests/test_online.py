@@ -1,0 +1,273 @@
+"""Runs that serve a world and learn from it: a test from end to end."""
+
+import copy
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onerec_jax import (
+  checkpoint,
+  files,
+  model_configs,
+  online,
+  online_models,
+  partitioning,
+  runs,
+  workflow,
+)
+from onerec_jax import config as config_lib
+from onerec_jax.data import rows, shards
+from onerec_jax.inference import assemble, retrieval, serving
+from onerec_jax.simulation import affinity
+from onerec_jax.simulation.policies import LoggingPolicy
+from onerec_jax.simulation.state import DAY_MS, DAY_ZERO_MS
+from onerec_jax.simulation.step import concatenate, run
+from onerec_jax.simulation.world import World
+from tests import tiny
+
+SLOTS = 2
+
+
+def _config(name, model, **pipeline):
+  c = config_lib.Config(name=name, model=model)
+  c.prepare.dataset = "simulator"
+  c.prepare.simulation = config_lib.SimulationConfig(
+    num_users=16, num_items=32, num_days=3, slots=SLOTS, requests_per_day=2.0
+  )
+  c.prepare.split = "time"
+  c.prepare.validation_from_ms = DAY_ZERO_MS + DAY_MS
+  c.prepare.test_from_ms = DAY_ZERO_MS + 2 * DAY_MS
+  c.prepare.num_shards = 1
+  c.tokenizer.num_codes, c.tokenizer.num_levels = 8, 2
+  c.tokenizer.vector_size = 8
+  c.pipeline.targets = "request"
+  c.pipeline.batch_size = 8
+  c.pipeline.row_positions, c.pipeline.row_targets = 12, 4
+  c.pipeline.max_history = 8
+  c.pipeline.labels = True
+  c.optimizer.learning_rate, c.optimizer.warmup_steps = 1e-2, 1
+  c.evaluation.beam_width, c.evaluation.batch_size = 4, 16
+  for field, value in pipeline.items():
+    setattr(c.pipeline, field, value)
+  return c
+
+
+CONFIGS = (
+  _config("lazy", model_configs.LazyDecoderConfig(
+    d_model=16, num_heads=2, num_kv_heads=2, d_ff=16, sid_embed_dim=4,
+    feature_embed_dim=4, dropout=0.0,
+  )),
+  _config("two_tower", model_configs.TwoTowerConfig(d_model=16, d_ff=16)),
+  _config("p_score", model_configs.PScoreConfig(
+    objectives=("click",), d_model=16, d_ff=16, num_layers=1, sid_embed_dim=4,
+    feature_embed_dim=4,
+  )),
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+  """Runs that look trained, which takes a fraction of the time."""
+  folder = tmp_path_factory.mktemp("online")
+  for config in CONFIGS:
+    system = workflow.assembled(copy.deepcopy(config), folder)
+    names = sorted(rows.feature_sizes(system.prepared))
+    example = rows.request_batch([], names, config.pipeline, 1)
+    params = tiny.random_params(system.model, example, system.catalogue, 0)
+    run_directory = assemble.run_directory(folder, config.name)
+    checkpoint.save_best(run_directory, 0, params)
+    files.write_json(run_directory / "config.json", runs.record(system))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def mesh():
+  # One device: quicker to compile; `ab_test` itself takes all eight.
+  return partitioning.make_mesh(
+    config_lib.MeshConfig(), devices=jax.devices()[:1]
+  )
+
+
+@pytest.fixture(scope="module")
+def begun():
+  """(world, morning after the log, log)."""
+  world = World.create(CONFIGS[0].prepare.simulation)
+  return world, *run(world, LoggingPolicy.create(world), 3)
+
+
+def _settings(folder, **changes):
+  values = {"days": 2, "from_day": 3, "updates": 0, "learning_rate": 0.0}
+  return online.Settings(**{**values, **changes}, directory=folder)
+
+
+@pytest.mark.slow
+def test_a_frozen_model_against_itself(workdir, tmp_path):
+  """Common random numbers: not a single difference; and all is written."""
+  found = online.ab_test(
+    workdir, "lazy", "lazy", _settings(tmp_path / "aa", from_day=0)
+  )
+  for row in found:
+    assert row["difference"] == row["low"] == row["high"] == 0.0
+  record = json.loads((tmp_path / "aa" / "ab_test.json").read_text())
+  assert record["figures"][0]["figure"] == "stay_s"
+  assert record["settings"]["from_day"] == 3
+  assert [day["day"] for day in record["days"]] == [3, 4, 3, 4]
+  for name in ("forest.png", "days.png"):
+    assert (tmp_path / "aa" / name).stat().st_size > 1000
+  with pytest.raises(ValueError, match="holds something already"):
+    online.ab_test(workdir, "lazy", "lazy", _settings(tmp_path / "aa"))
+  late = _settings(tmp_path / "no", from_day=9)
+  with pytest.raises(ValueError, match="from_day=9: the log has .* 0 to 2"):
+    online.ab_test(workdir, "lazy", "lazy", late)
+
+
+@pytest.fixture(scope="module")
+def served(workdir, mesh, begun):
+  """The arm `lazy`; its tests share what is compiled."""
+  return online.make_arm("lazy", workdir, begun[0], None, mesh)
+
+
+def _anew(arm, world):
+  """The arm as it was before it saw anything."""
+  model = arm.models[0]
+  known = serving.Histories(
+    model.system.prepared, model.system.config.prepare, world
+  )
+  policy = dataclasses.replace(arm.policy, histories=known)
+  return dataclasses.replace(arm, policy=policy, observe=known.observe)
+
+
+@pytest.mark.slow
+def test_what_is_shown_and_its_log_probability(
+  served, mesh, workdir, begun, tmp_path
+):
+  world, state, events = begun
+  arm, seen = _anew(served, world), []
+  model = arm.models[0]
+  find = retrieval.make_retrieve(model.system.model, model.system.index, 4)
+
+  def observe(now, users, requests, slate, given, shown):
+    if not seen:  # by the beam search itself
+      histories = arm.policy.histories.of(users)
+      allowed = np.ones((16, 33), bool)
+      allowed[: len(users), 0] = False
+      allowed[: len(users), 1:] = affinity.eligible(world, now, users)
+      with jax.set_mesh(mesh):
+        found = find(
+          model.params, model.batch(histories), model.catalogue, allowed
+        )
+      items, scores = (np.asarray(x)[: len(users), :SLOTS] for x in found)
+      np.testing.assert_array_equal(slate.items + 1, items)
+      np.testing.assert_allclose(
+        slate.log_probability, scores, rtol=1e-4, atol=1e-5
+      )
+    seen.append(slate)
+    arm.observe(now, users, requests, slate, given, shown)
+
+  watched = dataclasses.replace(arm, observe=observe)
+  (days,) = online.play(
+    [watched], workdir, world, state, events, _settings(tmp_path)
+  )
+  assert len(seen) > 2
+  shown = concatenate(days)
+  assert np.isfinite(shown.log_probability).all()
+  assert (world.item_launch[shown.item] <= 4).all()
+  # Nobody sees an item again within the window, the log's impressions too.
+  window = world.repeat_window
+  whole = concatenate([events, shown])
+  for user in range(16):
+    own = whole.item[whole.user == user].tolist()
+    for place, item in enumerate(own):
+      assert item not in own[max(0, place - window) : place]
+  assert len(whole) > 16 * window / 2
+
+
+@pytest.mark.slow
+def test_closing_the_loop_trains_on_and_keeps_the_codes(
+  served, workdir, begun, tmp_path
+):
+  world, state, events = begun
+  arm = _anew(served, world)
+  model, asked = arm.models[0], np.arange(16, dtype=np.int32)
+  some = np.tile(np.arange(33) > 0, (16, 1))
+  known = _anew(served, world).policy.histories.of(asked)
+  ask = lambda: arm.policy.answer(known, some)[1]
+  before, was = jax.tree.map(np.asarray, model.params), ask()
+  codes = np.array(model.catalogue.codes)
+  (days,) = online.play(
+    [arm], workdir, world, state, events,
+    _settings(tmp_path, updates=2, days=3, learning_rate=1e-2),
+  )  # fmt: skip
+  changed = jax.tree.map(
+    lambda a, b: np.abs(a - np.asarray(b)).max(), before, model.params
+  )
+  assert min(jax.tree.leaves(changed)) > 0
+  # What was learned is served.
+  assert np.abs(ask() - was).max() > 1e-3
+  np.testing.assert_array_equal(model.catalogue.codes, codes)
+  learner = model._learner
+  # Two mornings of two steps; both by one compiled program.
+  assert int(learner._state.step) == 4
+  assert learner._step._cache_size() == 1
+  # The log holds the world's events and the first two days of this arm.
+  stored = shards.PreparedData.open(tmp_path / "arm_0")
+  kept = concatenate([events, *days[:2]])
+  assert int(stored.lengths.sum()) == len(kept)
+  place = stored.users["raw_id"].to_pylist().index("u3")
+  record, mine = stored.user(place), kept.user == 3
+  np.testing.assert_array_equal(record.items, kept.item[mine] + 1)
+  np.testing.assert_allclose(
+    record.signals["log_probability"], kept.log_probability[mine], rtol=1e-6
+  )
+  assert (record.split == 0).all()
+
+
+@pytest.mark.slow
+def test_an_aligned_run_goes_on_aligning(workdir, mesh):
+  """Its own config says how: here, GBPO on clicks."""
+  system, params = assemble.load(workdir, "lazy", mesh)
+  config = copy.deepcopy(system.config)
+  config.alignment.feedback = "click"
+  system = dataclasses.replace(system, config=config)
+  aligned = online_models.Model(system, params, mesh)
+  aligned.learn(system.prepared, workdir, 2, 1e-2, 0)
+  assert type(aligned._learner._state).__name__ == "AlignState"
+  moved = jax.tree.map(
+    lambda a, b: float(jnp.abs(a - b).max()), params, aligned.params
+  )
+  assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+@pytest.mark.slow
+def test_a_cascade_retrieves_and_ranks(workdir, mesh, begun):
+  world, _, _ = begun
+  arm = online.make_arm("cascade", workdir, world, None, mesh)
+  first, second = arm.models
+  histories = arm.policy.histories.of(np.arange(5, dtype=np.int32))
+  allowed = np.ones((5, 33), bool)
+  allowed[:, ::5] = False
+  items, log_probability = arm.policy.answer(histories, allowed)
+  assert np.isnan(log_probability).all()
+  every = jnp.tile(jnp.arange(1, 33), (16, 1))
+  scores, heads = tiny.jit(
+    lambda p, q, a, b: (
+      first.system.model.apply({"params": p}, a, first.catalogue),
+      second.system.model.apply(
+        {"params": q}, b, second.catalogue, every, method="scores"
+      ),
+    )
+  )(first.params, second.params, first.batch(histories),
+    second.batch(histories))  # fmt: skip
+  for row in range(5):
+    retrieved = np.where(allowed[row], np.asarray(scores)[row, 0], -np.inf)
+    best = np.argsort(-retrieved)[:4]
+    order = np.argsort(-np.asarray(heads["p"])[row, best - 1])[:SLOTS]
+    np.testing.assert_array_equal(items[row], best[order])
+  with pytest.raises(ValueError, match="lazy cannot rank given items"):
+    online.make_arm("two_tower/lazy", workdir, world, None, mesh)
+  with pytest.raises(ValueError, match="want a run, or retrieval/ranker"):
+    online.make_arm("a/b/c", workdir, world, None, mesh)
