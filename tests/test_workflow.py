@@ -234,12 +234,12 @@ def test_a_run_that_failed_at_once_does_not_keep_its_name(
   folder, system = trained
   config = copy.deepcopy(system.config)
   config.name, config.optimizer.schedule = "failed", "linear"
+  own = dataclasses.replace(system, config=config)
   with pytest.raises(ValueError, match="linear"):
-    workflow.train(config, folder, system)
+    workflow.train(config, folder, own)
   config.optimizer.schedule = "constant"
-  mended = dataclasses.replace(system, config=config)
   monkeypatch.setattr(loop, "train", lambda *_: loop.Progress())
-  workflow.train(config, folder, mended)
+  workflow.train(config, folder, own)
   record = files.read_json(folder / "models" / "failed" / "config.json")
   assert record["config"]["optimizer"]["schedule"] == "constant"
 

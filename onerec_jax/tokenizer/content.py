@@ -21,6 +21,9 @@ _WORD = re.compile(r"\w+")
 def item_texts(items: pa.Table) -> list[str]:
   """Title, text, category and author of each item, as far as given.
 
+  Short videos are often known by nothing but their length: an item without any
+  of these is described by a word for the power of two of its seconds.
+
   Args:
     items: the prepared item table; row i is dense item i + 1.
   """
@@ -35,9 +38,20 @@ def item_texts(items: pa.Table) -> list[str]:
       return " ".join(map(str, value))
     return "" if value is None else str(value)
 
+  lengths = [""] * items.num_rows
+  if "duration_ms" in items.schema.names:
+    lengths = list(map(_length, items["duration_ms"].to_pylist()))
   if not columns:
-    return [""] * items.num_rows
-  return [" ".join(map(words, row)) for row in zip(*columns)]
+    return lengths
+  texts = (" ".join(map(words, row)) for row in zip(*columns))
+  return [text if text.strip() else word for text, word in zip(texts, lengths)]
+
+
+def _length(milliseconds: int | None) -> str:
+  """A word for a duration; none where it is unknown or 0."""
+  if not milliseconds:
+    return ""
+  return f"length{int(milliseconds / 1000).bit_length()}"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,6 +154,15 @@ def test_texts_join_the_columns_there_are():
   assert content_lib.item_texts(items) == ["Oil Hair Care 7", "  8"]
 
 
+def test_items_without_words_are_described_by_their_length():
+  items = pa.table({
+    "title": ["Oil", "", None, ""],
+    "duration_ms": pa.array([9_000, 9_000, 130_000, None], pa.int64()),
+  })  # fmt: skip
+  # 9 s lie in [8, 16), 130 s in [128, 256).
+  assert content_lib.item_texts(items) == ["Oil", "length4", "length8", ""]
+
+
 def test_given_vectors_and_their_errors(tmp_path):
   items = pa.table({"item_id": [1, 2]})
   path = tmp_path / "e.npy"
