@@ -13,26 +13,19 @@ GBPO on every logged row, +1 for a like and −1 for a hate. docs/alignment.md h
 cost and figures.
 """
 
+from experiments.kuairand import lazy_decoder
 from onerec_jax import config as config_lib
 
 
 def get_config(arg: str = "sft") -> config_lib.Config:
   if arg not in ("sft", "gbpo"):
     raise ValueError(f"argument {arg!r}: want sft or gbpo")
-  c = config_lib.Config(name=f"feedback_{arg}")
-  c.prepare.dataset = "kuairand"
-  c.prepare.split = "time"
+  c = lazy_decoder.get_config()
+  c.name = f"feedback_{arg}"
+  c.prepare.where = ""
   c.prepare.positive = '"like"'
   c.pipeline.imitate = "positive"
   c.pipeline.labels = True
-  c.tokenizer.vectors = "fused"
-  c.model.d_model = 64
-  c.model.num_heads = c.model.num_kv_heads = 2
-  c.model.d_ff = 128
-  c.optimizer.learning_rate = 2e-3
-  c.optimizer.weight_decay = 0.05
-  c.training.num_epochs = 15
-  c.training.patience = 4
   if arg == "gbpo":
     c.optimizer.learning_rate = 5e-4
     c.optimizer.schedule = "constant"
