@@ -1,5 +1,7 @@
 r"""Trains the runs of a sweep here, or writes what a cluster needs for it.
 
+Runs with an `alignment.start` are aligned (launch.align), others trained.
+
 python -m launch.sweep --sweep=experiments/scaling/ladder.py:smoke \
   --workdir=runs/ladder [--run_locally] [--only=d24] [--points=points.json]
 python -m launch.sweep ... --index=3 [--distributed]
@@ -14,7 +16,7 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import cluster, flags
-from onerec_jax import files, workflow
+from onerec_jax import files, workflow, workflow_align
 from onerec_jax.scaling import collect
 from onerec_jax.scaling import sweep as sweeps
 
@@ -38,7 +40,10 @@ def main() -> None:
   workdir = flags.workdir(sweep.configs[0])
   if _INDEX.value is not None:
     flags.start(_DISTRIBUTED.value)
-    workflow.train(sweep.config(_INDEX.value), workdir)
+    config = sweep.config(_INDEX.value)
+    aligned = bool(config.alignment.start)
+    make = workflow_align.align if aligned else workflow.train
+    make(config, workdir)
     return
   program = ["-m", "launch.sweep", f"--sweep={sweep.spec}"]
   program.append(f"--workdir={workdir}")

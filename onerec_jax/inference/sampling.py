@@ -7,13 +7,14 @@ ones). Draws are independent, hence may repeat: `beam_search` gives different
 items.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Int, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.inference import beam_search, prefix_index
@@ -79,28 +80,30 @@ def sample(
     logits, cache = model.apply(
       variables, level, previous, cache, context, method="decode_step"
     )
-    child = _children(index, level, node, logits.shape[-1])
-    logits = logits.astype(jnp.float32)
-    allowed = jnp.where(
-      prefix_index.is_alive(index, level, child), logits, -jnp.inf
-    )
+    logits, each = logits.astype(jnp.float32), jax.random.fold_in(key, level)
+    codes, child = prefix_index.children(index, level, node)
+    here = jnp.take_along_axis(logits, codes, axis=-1)
+    if constrained:
+      alive = prefix_index.is_alive(index, level, child)
+      allowed = jnp.where(alive, here, -jnp.inf)
+      place = _draw(each, allowed / temperature, count)
+      chosen, node = _pick(codes, place), _pick(child, place)
+    else:
+      chosen = _draw(each, logits / temperature, count)
+      same = (codes == chosen[..., None]) & (child >= 0)
+      node = jnp.max(jnp.where(same, child, -1), axis=-1)
+    if model.constrained_softmax:
+      # Over the codes that continue to an item, be that allowed or not.
+      known = jnp.where(child >= 0, here, -jnp.inf)
+      log_probabilities.append(_log_softmax_at(known, place))
+    else:
+      log_probabilities.append(_log_softmax_at(logits, chosen))
     if level == 0:
       # All samples come from the one BOS.
       parent = jnp.zeros((rows, count), jnp.int32)
       cache = beam_search.reorder(cache, parent)
-      logits, allowed, child = (
-        jnp.broadcast_to(x, (rows, count, x.shape[-1]))
-        for x in (logits, allowed, child)
-      )
-    chosen = jax.random.categorical(
-      jax.random.fold_in(key, level),
-      (allowed if constrained else logits) / temperature,
-    )
-    normalised = jnp.where(child >= 0, logits, -jnp.inf)
-    scores = normalised if model.constrained_softmax else logits
-    log_probabilities.append(_pick(jax.nn.log_softmax(scores), chosen))
-    node, previous = _pick(child, chosen), chosen
     drawn.append(chosen)
+    previous = chosen
   return Samples(
     jnp.stack(drawn, axis=-1),
     prefix_index.leaf_items(index, node),
@@ -109,19 +112,54 @@ def sample(
 
 
 def _pick(
-  values: Shaped[Array, "B R K"], chosen: Int[Array, "B R"]
+  values: Shaped[Array, "B W C"], place: Int[Array, "B R"]
 ) -> Shaped[Array, "B R"]:
-  return jnp.take_along_axis(values, chosen[..., None], axis=-1)[..., 0]
+  """values[b, r, place[b, r]]; W is R, or 1 where all share one row."""
+  if values.shape[1] == 1:
+    return jnp.take_along_axis(values[:, 0], place, axis=-1)
+  return jnp.take_along_axis(values, place[..., None], axis=-1)[..., 0]
 
 
-def _children(
-  index: PrefixIndex, level: int, node: Int[Array, "B W"], size: int
-) -> Int[Array, "B W K"]:
-  """The edge of every code of the level; −1 where it leads nowhere."""
-  codes, child = prefix_index.children(index, level, node)
-  if codes.shape[-1] == size:
-    return child
-  place = jnp.where(child >= 0, codes, size)
-  edges = jnp.full((*node.shape, size + 1), -1, jnp.int32)
-  edges = jnp.put_along_axis(edges, place, child, axis=-1, inplace=False)
-  return edges[..., :size]
+def _log_softmax_at(
+  logits: Float[Array, "B W C"], place: Int[Array, "B R"]
+) -> Float[Array, "B R"]:
+  return _pick(logits, place) - jax.nn.logsumexp(logits, axis=-1)
+
+
+def _draw(
+  key: jax.Array, logits: Float[Array, "B W C"], count: int
+) -> Int[Array, "B R"]:
+  """Draws `count` of C for each row; W is R, or 1 where all share one row.
+
+  A uniform number is looked up in the running sum of the probabilities, first
+  over blocks of about √C, then within the one it falls into. A Gumbel number
+  for each of C (jax.random.categorical) is many times the work.
+
+  A choice of probability 0 is never drawn, unless all have it: then the last.
+  """
+  B, W, C = logits.shape
+  size = math.isqrt(C - 1) + 1
+  peak = jnp.max(logits, axis=-1, keepdims=True)
+  weights = jnp.exp(logits - jnp.where(jnp.isfinite(peak), peak, 0.0))
+  weights = jnp.pad(weights, ((0, 0), (0, 0), (0, size * size - C)))
+  weights = weights.reshape(B, W, size, size)
+  sums = jnp.sum(weights, axis=-1)
+  at = jax.random.uniform(key, (B, count)) * jnp.sum(sums, axis=-1)
+  block, rest = _falls(sums, at)
+  own = jnp.arange(W)  # W = 1 broadcasts over the draws
+  inner = jax.vmap(lambda weights, block: weights[own, block])(weights, block)
+  place, _ = _falls(inner, rest)
+  return jnp.minimum(block * size + place, C - 1)
+
+
+def _falls(
+  weights: Float[Array, "B W n"], at: Float[Array, "B R"]
+) -> tuple[Int[Array, "B R"], Float[Array, "B R"]]:
+  """The weight within which `at` falls in their running sum, and how far in."""
+  running = jnp.cumsum(weights, axis=-1)
+  # Sums differ in their last digits by their order: stay inside this one.
+  at = jnp.minimum(at, jnp.nextafter(running[..., -1], 0.0))
+  place = jnp.sum(running <= at[..., None], axis=-1)
+  place = jnp.minimum(place, weights.shape[-1] - 1)
+  rest = at - _pick(running, place) + _pick(weights, place)
+  return place, jnp.maximum(rest, 0.0)

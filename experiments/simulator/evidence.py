@@ -1,0 +1,169 @@
+r"""The runs behind docs/alignment_evidence.md, over seeds.
+
+  python -m launch.sweep --sweep=experiments/simulator/evidence.py:items:3 \
+    --workdir=runs/evidence --run_locally
+
+Each seed has a start, reward models and alignments of its own; the runs of seed
+0 have the names of their experiment files, those of seed n end on `_s<n>`. A
+control imitates on from the start for as many steps: what an alignment is to
+be compared with. All but `items` and `sessions` need those first.
+
+items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
+sessions   sft.py:session, session_reward.py, ipa.py with each loss
+ratio      IPA on 1% to 50% of the sessions (OneRec Figure 5)
+groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
+stability  ECPO and GRPO at higher rates with a sampler that is never renewed
+legality   free draws at a higher rate and weight, without and with the format
+           reward, on random draws and on the most probable
+collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from experiments.simulator import (
+  ecpo,
+  gbpo,
+  ipa,
+  p_score,
+  session_reward,
+  sft,
+)
+from onerec_jax import config as config_lib
+from onerec_jax.scaling import sweep
+
+Runs = dict[str, config_lib.Config]
+
+RATES = (1, 3, 10)
+"""Times the alignment's own learning rate."""
+
+
+def get_sweep(arg: str = "items") -> Runs:
+  """All runs of a seed before the next seed's."""
+  study, _, seeds = arg.partition(":")
+  if study not in _STUDIES or not (seeds or "1").isdigit():
+    raise ValueError(
+      f"no study {arg!r}: want one of {', '.join(_STUDIES)}, or with seeds, "
+      "as items:3"
+    )
+  found = {}
+  for seed in range(int(seeds or 1)):
+    suffix = f"_s{seed}" if seed else ""
+    for name, config in _STUDIES[study]().items():
+      found[name + suffix] = _with_seed(config, seed, suffix)
+  return found
+
+
+def _with_seed(
+  config: config_lib.Config, seed: int, suffix: str
+) -> config_lib.Config:
+  changes: dict[str, Any] = {"training.seed": seed}
+  if config.alignment.start:
+    changes["alignment.start"] = config.alignment.start + suffix
+    changes["alignment.rewards"] = tuple(
+      reward.replace("=", f"{suffix}=") for reward in config.alignment.rewards
+    )
+  return sweep.changed(config, changes)
+
+
+def _control(config: config_lib.Config) -> config_lib.Config:
+  """The same steps with nothing but the next-token loss."""
+  part = "weight" if config.alignment.objective else "feedback_weight"
+  return sweep.changed(config, {f"alignment.{part}": 0.0})
+
+
+def _items() -> Runs:
+  return {
+    "sft_item": sft.get_config("item"),
+    "p_score": p_score.get_config(),
+    "sft_item_longer": _control(gbpo.get_config("duration")),
+    "ecpo": ecpo.get_config("ecpo"),
+    "ecpo_grpo": ecpo.get_config("grpo"),
+    **{f"gbpo_{name}": gbpo.get_config(name) for name in gbpo.VARIANTS},
+    "sft_free": sft.get_config("free"),
+  }
+
+
+def _sessions() -> Runs:
+  losses = ("dpo", "once", "ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
+  return {
+    "sft_session": sft.get_config("session"),
+    "session_reward": session_reward.get_config(),
+    "sft_session_longer": _control(ipa.get_config("dpo")),
+    **{f"ipa_{name}": ipa.get_config(name) for name in losses},
+  }
+
+
+def _ratio() -> Runs:
+  """Sessions of a batch: about 100. Each pair counts the same (docs)."""
+  base = sweep.changed(ipa.get_config("dpo"), {"pipeline.batch_size": 48})
+  weight = base.alignment.weight / base.alignment.requests
+  runs = {"ratio_0": _control(base)}
+  for requests in (1, 5, 20, 50):
+    runs[f"ratio_{requests}"] = sweep.changed(
+      base,
+      {
+        "alignment.requests": requests,
+        "alignment.weight": weight * requests,
+      },
+    )
+  return runs
+
+
+def _groups() -> Runs:
+  return {
+    f"group_{size}": sweep.changed(
+      ecpo.get_config("ecpo"),
+      {"alignment.group": size, "alignment.requests": 4},
+    )
+    for size in (8, 32, 128, 512)
+  }
+
+
+def _stability() -> Runs:
+  stale = {"alignment.sync_every": ipa.STEPS, "alignment.weight": 1.0}
+  return {
+    f"stale_{name}_x{rate}": _at_rate(
+      sweep.changed(ecpo.get_config(name), stale), rate
+    )
+    for rate in RATES[1:]
+    for name in ("ecpo", "grpo")
+  }
+
+
+def _legality() -> Runs:
+  hard = {"alignment.weight": 1.0, "alignment.gate": 1.0}
+  return {
+    f"legality_{name}": _at_rate(
+      sweep.changed(ecpo.get_config(name), hard), RATES[-1]
+    )
+    for name in ("free", "format", "probable")
+  }
+
+
+def _collapse() -> Runs:
+  return {
+    f"{name}_x{rate}": _at_rate(get_config(argument), rate)
+    for rate in RATES[1:]
+    for name, get_config, argument in (
+      ("ecpo", ecpo.get_config, "ecpo"),
+      ("gbpo_duration", gbpo.get_config, "duration"),
+      ("gbpo_both", gbpo.get_config, "both"),
+    )
+  }
+
+
+def _at_rate(config: config_lib.Config, rate: int) -> config_lib.Config:
+  wanted = rate * config.optimizer.learning_rate
+  return sweep.changed(config, {"optimizer.learning_rate": wanted})
+
+
+_STUDIES: dict[str, Callable[[], Runs]] = {
+  "items": _items,
+  "sessions": _sessions,
+  "ratio": _ratio,
+  "groups": _groups,
+  "stability": _stability,
+  "legality": _legality,
+  "collapse": _collapse,
+}
