@@ -5,9 +5,9 @@ r"""OneRec's Iterative Preference Alignment, and the losses it is compared with.
 
 Needs sft.py:session and session_reward.py in the same work directory. The
 argument is the loss on pairs (onerec_jax/alignment/objectives.py). Pairs are
-the best and the worst of 32 beams; the sampler, DPO's reference, is the policy
-of an epoch ago. `once` is IPA's loss without its iterations: answers and
-reference stay the start's.
+the best and the worst of 32 beams; the sampler, DPO's reference, becomes the
+policy anew three times (OneRec: each epoch). `once` is IPA's loss without its
+iterations: answers and reference stay the start's.
 """
 
 from experiments.simulator import sft
@@ -15,6 +15,11 @@ from onerec_jax import config as config_lib
 from onerec_jax.alignment import objectives
 
 STEPS = 300
+
+_SCALES = {"ipo": (0.5, 0.025), "simpo": (2.0, 1.0)}
+"""Loss → (β, weight), if not DPO's. Equal weights would compare step sizes: at
+Δ = 0 DPO's slope is β / 2 = .05, IPO's 1 / β (its margin is 1 / 2β nats). SimPO's
+β is divided by the 15 codes of a session, and 2 is the least of its paper's."""
 
 
 def get_config(arg: str = "dpo") -> config_lib.Config:
@@ -32,12 +37,10 @@ def get_config(arg: str = "dpo") -> config_lib.Config:
   # Of 16 rows with at most three sessions each: r_DPO is about 5%.
   a.requests, a.group = 2, 32
   a.losers = 3 if arg == "s_dpo" else 1
-  a.sync_every = STEPS if arg == "once" else 0
-  # 256 requests, as the start has, tell 10% of NDCG apart no better than a coin.
-  c.evaluation.validation_users = 1024
+  a.sync_every = STEPS if arg == "once" else STEPS // 3
+  # 1,000 requests do not tell 5% of NDCG apart.
   a.gate = 0.1
-  # IPO's margin is 1 / 2β nats.
-  a.beta = 0.5 if arg == "ipo" else 0.1
+  a.beta, a.weight = _SCALES.get(arg, (0.1, 1.0))
   return c
 
 

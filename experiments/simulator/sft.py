@@ -23,6 +23,10 @@ def get_config(arg: str = "session") -> config_lib.Config:
     raise ValueError(f"argument {arg!r}: want one of {VARIANTS}")
   c = onerec.get_config()
   c.name = f"sft_{arg}"
+  # Alignment starts from what imitation gains nothing more on, and its gate
+  # needs figures of more than a few users.
+  c.training.num_steps = 1800
+  c.evaluation.validation_users = 1000
   if arg == "session":
     return c
   c.pipeline.targets = "request"

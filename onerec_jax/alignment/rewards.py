@@ -85,9 +85,10 @@ def most_probable(
   items: Int[Array, "B R"], log_probability: Float[Array, "B R"], count: int
 ) -> Float[Array, "B R"]:
   """The format reward's rejected choice: the `count` most probable samples."""
-  least = -jnp.sort(-log_probability, axis=1)[:, count - 1 : count]
-  chosen = log_probability >= least
-  return (chosen & (items > 0)).astype(jnp.float32)
+  # Draws repeat, and equal ones tie: ranks, not a threshold, choose `count`.
+  order = jnp.argsort(-log_probability, axis=1)
+  rank = jnp.argsort(order, axis=1)
+  return ((rank < count) & (items > 0)).astype(jnp.float32)
 
 
 def duration_advantages(
