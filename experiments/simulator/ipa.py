@@ -18,8 +18,9 @@ STEPS = 300
 
 _SCALES = {"ipo": (0.5, 0.025), "simpo": (2.0, 1.0)}
 """Loss → (β, weight), if not DPO's. Equal weights would compare step sizes: at
-Δ = 0 DPO's slope is β / 2 = .05, IPO's 1 / β (its margin is 1 / 2β nats). SimPO's
-β is divided by the 15 codes of a session, and 2 is the least of its paper's."""
+Δ = 0 DPO's slope is β / 2 = .05, IPO's 1 / β (its margin is 1 / 2β nats).
+SimPO's β is divided by the 15 codes of a session; 2 is the least it was tried
+with."""
 
 
 def get_config(arg: str = "dpo") -> config_lib.Config:
