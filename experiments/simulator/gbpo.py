@@ -29,4 +29,5 @@ def get_config(arg: str = "duration") -> config_lib.Config:
   a = c.alignment
   a.start = "sft_item"
   a.feedback = "play_time" if arg == "play_time" else "duration"
+  a.feedback_weight = 1.0
   return c
