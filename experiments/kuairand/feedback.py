@@ -5,12 +5,13 @@ r"""KuaiRand's likes and hates: imitate the likes, then learn from both.
   python -m launch.align --config=experiments/kuairand/feedback.py:gbpo \
     --workdir=runs/kuairand
   python -m launch.feedback_pairs --workdir=runs/kuairand \
-    --runs=feedback_sft,feedback_gbpo
+    --runs=feedback_imitate,feedback_gbpo
 
 Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
 likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
-GBPO on every logged row, +1 for a like and −1 for a hate. docs/alignment.md has
-cost and figures.
+GBPO on every logged row, +1 for a like and −1 for a hate; `imitate`, for as many
+steps without it, is what that is to be compared with. docs/alignment.md has cost
+and figures.
 """
 
 from experiments.kuairand import lazy_decoder
@@ -18,15 +19,15 @@ from onerec_jax import config as config_lib
 
 
 def get_config(arg: str = "sft") -> config_lib.Config:
-  if arg not in ("sft", "gbpo"):
-    raise ValueError(f"argument {arg!r}: want sft or gbpo")
+  if arg not in ("sft", "imitate", "gbpo"):
+    raise ValueError(f"argument {arg!r}: want sft, imitate or gbpo")
   c = lazy_decoder.get_config()
   c.name = f"feedback_{arg}"
   c.prepare.where = ""
   c.prepare.positive = '"like"'
   c.pipeline.imitate = "positive"
   c.pipeline.labels = True
-  if arg == "gbpo":
+  if arg != "sft":
     c.optimizer.learning_rate = 5e-4
     c.optimizer.schedule = "constant"
     c.optimizer.warmup_steps = 10
@@ -35,6 +36,6 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     a = c.alignment
     a.start = "feedback_sft"
     a.feedback = "like"
-    a.feedback_weight = 1.0
+    a.feedback_weight = 1.0 if arg == "gbpo" else 0.0
     a.gate = 0.3
   return c
