@@ -1,8 +1,9 @@
-"""Experts on Amazon Beauty: what balancing without a loss does to their loads.
+r"""Experts on Amazon Beauty: what balancing without a loss does to their loads.
 
   python -m launch.train --config=experiments/beauty/experts.py
   python -m launch.train --config=experiments/beauty/experts.py:unbalanced
-  python -m benchmarks.expert_loads --workdir=runs/amazon_beauty
+  python -m launch.curves --workdir=runs/amazon_beauty \
+    --runs=experts,experts_unbalanced --figures=max_expert_load
 
 The lazy decoder of lazy_decoder.py with 8 experts, 2 of them a token, and a
 shared one, in its second block; an expert has a quarter of the dense width.

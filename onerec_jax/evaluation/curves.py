@@ -1,0 +1,103 @@
+"""Curves of what runs logged, seeds together: the picture and its numbers."""
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import figure
+from matplotlib.backends import backend_agg
+
+from onerec_jax import files
+from onerec_jax.inference import assemble
+from onerec_jax.training import metrics_writer
+
+_COLORS = ("#2f5fd0", "#d1602b", "#2b8a57", "#8b4fb8", "#a8851a", "#5b6470")
+
+
+@dataclasses.dataclass(frozen=True)
+class Curve:
+  """One logged figure of one model.
+
+  Attributes:
+    model: the seeds' runs joined by +.
+    figure: name in metrics.jsonl.
+    steps: [N] that all seeds logged.
+    values: [seeds, N].
+  """
+
+  model: str
+  figure: str
+  steps: np.ndarray
+  values: np.ndarray
+
+
+def read(workdir: files.PathLike, model: str, name: str) -> Curve | None:
+  """A figure over training; None if no seed logged it at a common step.
+
+  Args:
+    workdir: the work directory.
+    model: a run, or seeds joined by +.
+    name: of the figure, as in metrics.jsonl.
+
+  Raises:
+    FileNotFoundError: a run has logged nothing.
+  """
+  found = []
+  for run in model.split("+"):
+    path = pathlib.Path(assemble.run_directory(workdir, run)) / "metrics.jsonl"
+    records = metrics_writer.read(path)
+    if not records:
+      raise FileNotFoundError(f"{path}: no such file, or nothing in it yet")
+    found.append({r["step"]: r[name] for r in records if name in r})
+  steps = sorted(set.intersection(*map(set, found)))
+  if not steps:
+    return None
+  values = np.asarray([[of[step] for step in steps] for of in found])
+  return Curve(model, name, np.asarray(steps), values)
+
+
+def draw(curves: Sequence[Curve], logarithmic: Sequence[str] = ()) -> bytes:
+  """A PNG, a panel a figure: the mean of the seeds, from least to most shaded.
+
+  Args:
+    curves: of some models and figures.
+    logarithmic: figures on a logarithmic axis.
+  """
+  figures = list(dict.fromkeys(curve.figure for curve in curves))
+  models = list(dict.fromkeys(curve.model for curve in curves))
+  columns = min(2, len(figures))
+  rows = -(-len(figures) // columns)
+  # The object interface: pyplot would keep every figure in global state.
+  canvas = figure.Figure(
+    (3.6 * columns + 0.4, 2.5 * rows + 0.5), dpi=200, layout="constrained"
+  )
+  backend_agg.FigureCanvasAgg(canvas)
+  planes = canvas.subplots(rows, columns, squeeze=False).ravel()
+  for name, plane in zip(figures, planes):
+    for curve in (c for c in curves if c.figure == name):
+      color = _COLORS[models.index(curve.model) % len(_COLORS)]
+      label = curve.model.split("+")[0]
+      plane.plot(curve.steps, curve.values.mean(0), color=color, label=label)
+      ends = curve.values.min(0), curve.values.max(0)
+      plane.fill_between(curve.steps, *ends, color=color, alpha=0.2, lw=0)
+    plane.set_title(name, fontsize=9, loc="left")
+    plane.set_yscale("log" if name in logarithmic else "linear")
+    plane.grid(color="#d4d7dd", linewidth=0.6)
+    plane.spines[["top", "right"]].set_visible(False)
+    plane.tick_params(labelsize=8, length=0)
+    plane.set_xlabel("step", fontsize=8)
+  for plane in planes[len(figures) :]:
+    plane.set_axis_off()
+  handles = {}
+  for plane in planes[: len(figures)]:
+    found, labels = plane.get_legend_handles_labels()
+    handles |= dict(zip(labels, found))
+  canvas.legend(
+    handles.values(), handles.keys(), frameon=False, fontsize=8,
+    loc="outside upper left", ncols=3,
+  )  # fmt: skip
+  buffer = io.BytesIO()
+  canvas.savefig(buffer, format="png", facecolor="white")
+  return buffer.getvalue()

@@ -1,0 +1,59 @@
+"""Curves of logged figures, from files written by hand."""
+
+import json
+
+import numpy as np
+import pytest
+
+from onerec_jax.evaluation import curves
+
+
+@pytest.fixture
+def workdir(tmp_path):
+  def write(name, lines):
+    run = tmp_path / "models" / name
+    run.mkdir(parents=True)
+    run.joinpath("metrics.jsonl").write_text(
+      "".join(json.dumps(line) + "\n" for line in lines)
+    )
+
+  write(
+    "a",
+    [
+      {"step": 10, "kind": "train", "reward": 1.0},
+      {"step": 10, "kind": "validation", "ndcg": 0.5},
+      {"step": 20, "kind": "train", "reward": 2.0},
+      {"step": 30, "kind": "train", "reward": 4.0},
+    ],
+  )
+  write(
+    "a_s1",
+    [
+      {"step": 10, "kind": "train", "reward": 3.0},
+      {"step": 20, "kind": "train", "reward": 6.0},
+    ],
+  )
+  return tmp_path
+
+
+def test_seeds_share_the_steps_that_all_logged(workdir):
+  found = curves.read(workdir, "a+a_s1", "reward")
+  np.testing.assert_array_equal(found.steps, [10, 20])
+  np.testing.assert_array_equal(found.values, [[1, 2], [3, 6]])
+
+
+def test_a_figure_that_a_seed_lacks_is_none(workdir):
+  assert curves.read(workdir, "a+a_s1", "ndcg") is None
+  assert curves.read(workdir, "a", "ndcg").values.tolist() == [[0.5]]
+
+
+def test_a_run_without_metrics_is_named(workdir):
+  with pytest.raises(FileNotFoundError, match="nobody"):
+    curves.read(workdir, "a+nobody", "reward")
+
+
+def test_the_picture_is_a_png(workdir):
+  found = [
+    curves.read(workdir, run, "reward") for run in ("a", "a_s1", "a+a_s1")
+  ]
+  assert curves.draw(found, ["reward"]).startswith(b"\x89PNG")
