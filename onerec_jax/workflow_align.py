@@ -93,9 +93,9 @@ def make_reward(
   """
   settings, parts = system.config.alignment, []
   for text in settings.rewards:
-    name, _, weight = text.partition("=")
     try:
-      parts.append((float(weight or 1), _reward(name, system, workdir, mesh)))
+      name, weight = rewards.parse(text)
+      parts.append((weight, _reward(name, system, workdir, mesh)))
     except ValueError as error:
       raise ValueError(f"alignment.rewards: {text!r}: {error}") from error
   if not parts:
@@ -105,7 +105,8 @@ def make_reward(
     )
   weights = tuple(weight for weight, _ in parts)
   total = jax.tree_util.Partial(
-    functools.partial(_weighted, weights), tuple(part for _, part in parts)
+    functools.partial(_weighted, settings.rewards, weights),
+    tuple(part for _, part in parts),
   )
   if not settings.suppressed:
     return total
@@ -136,8 +137,12 @@ def _reward(
 # functools.partial is part of the program, what Partial binds is not.
 
 
-def _weighted(weights: tuple[float, ...], parts: Any, histories, candidates):
-  named = {str(i): pair for i, pair in enumerate(zip(weights, parts))}
+def _weighted(texts, weights, parts, histories, candidates):
+  # Numbered, as one may be named twice.
+  named = {
+    f"{i}, {text!r},": (weight, part)
+    for i, (text, weight, part) in enumerate(zip(texts, weights, parts), 1)
+  }
   return rewards.weighted(named)(histories, candidates)
 
 

@@ -5,9 +5,9 @@ A reward is one function, yours or one of these:
   reward(histories, candidates) -> rewards
 
 of a Batch with T = 1 (whom the candidates are for) and dense item ids [B, R];
-it gives [B, R] float32. Of sessions the candidates are [B, R, m]. Item 0 is no
-item: what it earns is not looked at, as illegal IDs have rewards of their own
-(`format_advantages`).
+it gives [B, R] float32, and another shape is refused. Of sessions the
+candidates are [B, R, m]. Item 0 is no item: what it earns is not looked at, as
+illegal IDs have rewards of their own (`format_advantages`).
 """
 
 from collections.abc import Callable, Mapping
@@ -21,15 +21,36 @@ from onerec_jax.data.batch import Batch
 Reward = Callable[[Batch, Array], Array]
 
 
+def parse(text: str) -> tuple[str, float]:
+  """`name=weight` → both; a name alone weighs 1.
+
+  Raises:
+    ValueError: the weight is no number.
+  """
+  name, _, weight = text.partition("=")
+  return name, float(weight or 1)
+
+
 def weighted(rewards: Mapping[str, tuple[float, Reward]]) -> Reward:
-  """The weighted sum of rewards: name → (weight, reward)."""
+  """The weighted sum of rewards: name → (weight, reward).
+
+  Raises:
+    ValueError: when called, a reward of another shape than [B, R].
+  """
 
   def reward(
     histories: Batch, candidates: Int[Array, "B R *m"]
   ) -> Float[Array, "B R"]:
     total = jnp.zeros(candidates.shape[:2], jnp.float32)
-    for weight, of in rewards.values():
-      total += weight * of(histories, candidates)
+    for name, (weight, of) in rewards.items():
+      earned = of(histories, candidates)
+      # [B, 1] or [R] would broadcast without a word.
+      if jnp.shape(earned) != candidates.shape[:2]:
+        raise ValueError(
+          f"the reward {name} gave {jnp.shape(earned)} for candidates "
+          f"{candidates.shape}; want {candidates.shape[:2]}, one an answer"
+        )
+      total += weight * earned
     return total
 
   return reward
@@ -41,8 +62,9 @@ def industrial(
   """V1's industrial reward (arXiv 2506.13695 §2.5): too much of one kind.
 
   Where the share of suppressed items among a request's candidates is above
-  `share` (f), they earn `factor` (α < 1) of their reward. INFERRED: the share
-  is that of the group; rewards are not negative, or α would raise them.
+  `share` (f), answers that hold one earn `factor` (α < 1) of their reward.
+  INFERRED: the share is that of the group's items, what is no item left out;
+  rewards are not negative, or α would raise them.
 
   Args:
     reward: what items earn otherwise.
@@ -52,12 +74,16 @@ def industrial(
   """
 
   def changed(
-    histories: Batch, candidates: Int[Array, "B R"]
+    histories: Batch, candidates: Int[Array, "B R *m"]
   ) -> Float[Array, "B R"]:
     earned = reward(histories, candidates)
-    hit = suppressed[candidates]
-    crowded = jnp.mean(hit, axis=1, keepdims=True) > share
-    return jnp.where(hit & crowded, factor * earned, earned)
+    items = candidates.reshape(*candidates.shape[:2], -1)
+    real = items > 0
+    hit = suppressed[items] & real
+    count = jnp.maximum(jnp.sum(real, axis=(1, 2)), 1)
+    crowded = jnp.sum(hit, axis=(1, 2)) / count > share
+    limited = jnp.any(hit, axis=2) & crowded[:, None]
+    return jnp.where(limited, factor * earned, earned)
 
   return changed
 

@@ -1,5 +1,7 @@
 """Rewards by hand, and shares over many draws."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +36,17 @@ def test_rewards_add_up():
   )
 
 
+@pytest.mark.parametrize("shape", [(2, 1), (3,), (2, 3, 1), ()])
+def test_a_reward_of_another_shape_is_refused_by_name(shape):
+  reward = rewards.weighted(
+    {"item": (1.0, by_item), "mine": (1.0, lambda *_: jnp.ones(shape))}
+  )
+  candidates = jnp.asarray([[1, 2, 3], [4, 5, 0]], jnp.int32)
+  told = f"mine gave {re.escape(str(shape))}.*want {re.escape('(2, 3)')}"
+  with pytest.raises(ValueError, match=told):
+    reward(tiny.batch(), candidates)
+
+
 def test_a_crowd_of_suppressed_items_earns_less():
   suppressed = jnp.asarray([False, True, True, False, False])
   reward = rewards.industrial(by_item, suppressed, share=0.5, factor=0.1)
@@ -41,6 +54,38 @@ def test_a_crowd_of_suppressed_items_earns_less():
   np.testing.assert_allclose(
     reward(tiny.batch(), candidates),
     [[0.1, 0.2, 0.2, 3.0], [1.0, 2.0, 3.0, 4.0]],
+    rtol=1e-6,
+  )
+
+
+def test_what_is_no_item_is_no_part_of_the_share():
+  """Two of three items, not two of five."""
+  suppressed = jnp.asarray([False, True, True, False, False])
+  reward = rewards.industrial(by_item, suppressed, share=0.5, factor=0.1)
+  candidates = jnp.asarray([[1, 2, 3, 0, 0], [0, 0, 0, 0, 0]], jnp.int32)
+  np.testing.assert_allclose(
+    reward(tiny.batch(), candidates),
+    [[0.1, 0.2, 3.0, 0.0, 0.0], [0.0] * 5],
+    rtol=1e-6,
+  )
+
+
+def test_a_session_with_a_suppressed_item_earns_less_in_a_crowd():
+  """Of the first group's eight items three are suppressed, of the second's
+  seven two."""
+  suppressed = jnp.asarray([False, True, True, False, False])
+  constant = lambda histories, candidates: jnp.ones(candidates.shape[:2])
+  reward = rewards.industrial(constant, suppressed, share=0.3, factor=0.1)
+  candidates = jnp.asarray(
+    [
+      [[1, 2], [3, 4], [3, 1], [4, 4]],
+      [[1, 2], [3, 4], [3, 4], [4, 0]],
+    ],
+    jnp.int32,
+  )
+  np.testing.assert_allclose(
+    reward(tiny.batch(), candidates),
+    [[0.1, 1.0, 0.1, 1.0], [1.0, 1.0, 1.0, 1.0]],
     rtol=1e-6,
   )
 
@@ -64,6 +109,18 @@ def test_the_rejected_choice_takes_the_most_probable():
   np.testing.assert_array_equal(
     rewards.most_probable(items, scores, 2), [[0, 0, 1, 0]]
   )
+
+
+def test_among_equals_exactly_so_many_are_the_most_probable():
+  """Draws repeat: a threshold would take all three of −1."""
+  items = jnp.asarray([[7, 7, 9, 7, 4], [1, 2, 3, 4, 5]], jnp.int32)
+  scores = jnp.asarray([[-1.0, -1.0, -2.0, -1.0, -9.0], [-3.0] * 5])
+  taken = np.asarray(rewards.most_probable(items, scores, 2))
+  np.testing.assert_array_equal(taken.sum(axis=1), [2, 2])
+  assert not taken[0, [2, 4]].any()
+  # What is no item has its place among the probable ones, and no advantage.
+  none = rewards.most_probable(jnp.zeros_like(items), scores, 2)
+  assert not np.asarray(none).any()
 
 
 def test_duration_advantages_by_hand():
