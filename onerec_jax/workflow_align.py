@@ -7,7 +7,6 @@ reports and serving take it by name. docs/alignment.md tells how to use it.
 import functools
 import importlib
 import pathlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp
