@@ -5,11 +5,9 @@ r"""What a disliked item's gradient is worth as it becomes improbable.
 
 One token of K = 8,192 codes, advantage −1, probability π under the policy; the
 norm is of the loss's gradient by the K logits, by autodiff through the losses
-that training uses. Ratio clipping (GRPO, ECPO) is given the π_old that a sampler
-of a while ago would have had: ten times less sure than the policy (the ratio
-grew), equal, or twice as sure (the ratio fell below 1 − ε: the sample is thrown
-away). GBPO knows no π_old, as for what another system exposed.
-
+of training. Ratio clipping (GRPO, ECPO) is given the π_old that a sampler of a
+while ago would have had: ten times less sure than the policy (the ratio grew),
+equal, or twice as sure (the ratio fell below 1 − ε: the sample is dropped).
 GBPO's fades with π, where a plain policy gradient pushes on as hard at π = 1e-8
 as at a tenth (arXiv 2508.20900 §3.6).
 """

@@ -10,8 +10,8 @@ r"""KuaiRand's likes and hates: imitate the likes, then learn from both.
 Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
 likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
 GBPO on every logged row, +1 for a like and −1 for a hate; `imitate`, for as
-many steps without it, is what that is to be compared with. docs/alignment.md has
-cost and figures.
+many steps without it, is what that is to be compared with. docs/alignment.md
+has cost and figures.
 """
 
 from experiments.kuairand import lazy_decoder
