@@ -1,9 +1,9 @@
 r"""An online A/B test in the simulated world.
 
-  python -m launch.ab_test --workdir=runs/align --control=sft --treatment=ipa \
-    --days=5 --output=runs/align/ab/ipa
-  python -m launch.ab_test --workdir=... --control=cascade --treatment=sft \
-    --days=5 --updates=50 --output=...
+  python -m launch.ab_test --workdir=runs/aligned --control=sft_session \
+    --treatment=ipa_dpo --days=5 --output=runs/aligned/ab/ipa
+  python -m launch.ab_test --workdir=... --control=cascade \
+    --treatment=sft_item --days=5 --updates=50 --output=...
 
 An arm is a run; `retrieval/ranker`; `cascade` (two_tower/p_score); or
 `logging`, `oracle`, `uniform`. docs/ab_test.md says what is measured.

@@ -1,7 +1,7 @@
 r"""What the sessions of runs are worth to the users of the simulated world.
 
-  python -m launch.true_preference --workdir=runs/align --runs=sft,dpo,ipa
-  python -m launch.true_preference --workdir=runs/align \
+  python -m launch.true_preference --workdir=runs/aligned --runs=sft,dpo,ipa
+  python -m launch.true_preference --workdir=runs/aligned \
     --runs=sft_0+sft_1+sft_2,ipa_0+ipa_1+ipa_2 --output=results/raw/ipa.json
 
 The first is what the others are compared with; `+` joins seeds of one model.

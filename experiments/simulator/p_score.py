@@ -1,7 +1,7 @@
 r"""OneRec-V1's P-Score on the simulated world: what an item is worth.
 
   python -m launch.train --config=experiments/simulator/p_score.py \
-    --workdir=runs/sessions
+    --workdir=runs/aligned
 
 Learns from all that the log shows, clicked or not, with the same data and
 semantic IDs as experiments/simulator/onerec.py. docs/rewards.md has cost and

@@ -1,7 +1,7 @@
 r"""OneRec's reward model on the simulated world: what a session is worth.
 
   python -m launch.train --config=experiments/simulator/session_reward.py \
-    --workdir=runs/sessions
+    --workdir=runs/aligned
 
 Learns from all sessions that the log shows, good and bad, with the same data
 and semantic IDs as experiments/simulator/onerec.py, so that it can be the

@@ -1,11 +1,11 @@
 r"""Two-tower retrieval on the simulated world: the first stage of a cascade.
 
   python -m launch.train --config=experiments/simulator/two_tower.py \
-    --workdir=runs/sessions
+    --workdir=runs/aligned
   python -m launch.train --config=experiments/simulator/p_score.py \
-    --workdir=runs/sessions
-  python -m launch.ab_test --workdir=runs/sessions --control=cascade \
-    --treatment=onerec_pointwise --output=runs/sessions/ab
+    --workdir=runs/aligned
+  python -m launch.ab_test --workdir=runs/aligned --control=cascade \
+    --treatment=sft_item --output=runs/aligned/ab/cascade
 
 Learns the positive answers among what experiments/simulator/onerec.py learns
 sessions of; the P-Score ranks what it retrieves. docs/ab_test.md says more.
