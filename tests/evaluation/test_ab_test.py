@@ -4,6 +4,7 @@ import collections
 
 import numpy as np
 import pytest
+import scipy.sparse
 
 from onerec_jax import config as config_lib
 from onerec_jax.evaluation import ab_plots, ab_test
@@ -118,6 +119,29 @@ def test_an_oracle_wins_and_chance_loses(played):
       share = np.asarray([*counts.values()]) / sum(counts.values())
       assert entropy[side] == pytest.approx(-(share * np.log(share)).sum())
     assert entropy["low"] < entropy["difference"] < entropy["high"]
+
+
+def _exposure(rng, num_items, users=1000):
+  """125 items of a thousand, shown to each user by chance."""
+  item = rng.integers(num_items, size=(users, 125))
+  user = np.repeat(np.arange(users), 125)
+  return scipy.sparse.csr_array(
+    (np.ones(item.size), (user, item.ravel())), (users, 1000)
+  )
+
+
+def test_the_interval_of_entropy_holds_it():
+  """A narrow arm and a wide one: resamples of the wide one lie lower."""
+  rng = np.random.default_rng(0)
+  narrow, wide = _exposure(rng, 50), _exposure(rng, 1000)
+  row = ab_test.exposure_entropies(narrow, wide)
+  assert row["low"] < row["difference"] < row["high"]
+  assert row["relative_low"] < row["relative"] < row["relative_high"]
+  # It holds what other users of the same kind are shown, and is not wide.
+  for _ in range(5):
+    again = ab_test.exposure_entropies(_exposure(rng, 50), _exposure(rng, 1000))
+    assert row["low"] < again["difference"] < row["high"]
+  assert row["high"] - row["low"] < 0.002
 
 
 def test_an_arm_against_itself_differs_by_nothing(played):
