@@ -23,7 +23,7 @@ import optax
 from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from onerec_jax import checkpoint
 from onerec_jax import config as config_lib
@@ -35,6 +35,11 @@ from onerec_jax.data.batch import Catalogue
 from onerec_jax.models import registry
 from onerec_jax.training import losses, step, task
 from onerec_jax.training.state import TrainState
+
+_ANSWERS, _FEEDBACK = 0x616E7377, 0x66656564
+"""Streams of random numbers beside those of `step.train_step`: of microbatch i
+that has the key's i-th split, which is its fold_in of i. So no small numbers;
+these are "answ" and "feed" in ASCII."""
 
 
 @struct.dataclass
@@ -150,8 +155,7 @@ def align_step(
     The next state and sums as of `step.train_step`; over `count` they are
     means over targets, and those of answers means over requests.
   """
-  key = jax.random.fold_in(jax.random.key(seed), state.step)
-  of_answers, of_feedback = (jax.random.fold_in(key, n) for n in (1, 2))
+  of_answers, of_feedback = streams(seed, state.step)
   # As step.train_step divides by it: what is to be a mean is multiplied by it.
   total = jnp.maximum(jnp.sum(batch_lib.target_weights(batch)), 1.0)
   figures = {}
@@ -179,6 +183,12 @@ def align_step(
     loss_fn=functools.partial(joint_loss, model, config), seed=seed, **options,
   )  # fmt: skip
   return state, sums | {name: total * x for name, x in figures.items()}
+
+
+def streams(seed: int, step: Int[Array, ""]) -> tuple[jax.Array, jax.Array]:
+  """Keys of a step's answers and of what is drawn among its feedback."""
+  key = jax.random.fold_in(jax.random.key(seed), step)
+  return tuple(jax.random.fold_in(key, n) for n in (_ANSWERS, _FEEDBACK))
 
 
 def _ask(

@@ -299,6 +299,15 @@ def test_free_answers_count_where_they_are_items():
   )
 
 
+def test_no_stream_of_random_numbers_is_that_of_a_microbatch():
+  """Against the keys that step.train_step splits, of any number of pieces."""
+  key = jax.random.fold_in(jax.random.key(7), 3)
+  pieces = jax.random.key_data(jax.random.split(key, 1024))
+  own = jax.random.key_data(jnp.stack(learner.streams(7, jnp.int32(3))))
+  keys = np.concatenate([jax.random.key_data(key)[None], pieces, own])
+  assert len(np.unique(keys, axis=0)) == len(keys)
+
+
 def test_microbatches_give_the_step_of_the_whole_batch():
   model = lazy()
   config = AlignmentConfig(objective="ecpo", group=4)
