@@ -57,7 +57,9 @@ def loss(
   of tokens. INFERRED: π_old = sg π of each token, and where the item's is known
   a positive's loss is multiplied by min(1, sg π / π_old) of the whole item: its
   gradient is then that of GBPO on items, exactly. A negative's denominator is
-  1 − π unless π_old of the item is above that, so it is left alone.
+  1 − π unless π_old of the item is above that, so it is left alone. π has the
+  dropout of the training step and what is logged has none, so the multiplier is
+  noisy; without it would cost a second forward pass.
 
   Args:
     log_probability: of each code under the policy.

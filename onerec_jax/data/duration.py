@@ -3,14 +3,17 @@
 OneRec-V2's duration-aware signal (arXiv 2508.20900 §3.6): play time alone
 favours long videos. A video's bucket is F(d) = ⌊log_β(d + ε)⌋ of its duration;
 an event's quantile q is the share of the user's earlier events in the same
-bucket that were played no longer.
+bucket that were played less, and half of those played as long.
+
+That half departs from the paper, which prints q = |{p_j ≤ p_i}| / |P| and so
+counts ties whole: with ties at the top, as of videos played to the end, it
+gives all of them 1. Half keeps the mean of q at ½ whatever the ties.
 
 INFERRED, where the paper is silent:
 
 * β = 2 with d in seconds, below one second the lowest bucket: about ten.
 * Earlier means before the event's request: what is shown at once is judged
   against the same past.
-* Equal play times count half, else q would be 1 for all who play to the end.
 * With fewer than `least` earlier events in its bucket an event is judged
   among those of the nearest buckets too, as many as it takes; a user with
   fewer in all has no quantile yet (NaN).
@@ -74,7 +77,7 @@ def play_quantiles(
 def _quantile(
   past: list[list[float]], of: int, play: float, least: int
 ) -> float:
-  """Share of the past, near enough and large enough, that is not above."""
+  """Share of the past, near enough and large enough, below; ties half."""
   count = below = 0.0
   for distance in range(_BUCKETS):
     for near in {of - distance, of + distance}:
