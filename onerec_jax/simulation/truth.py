@@ -31,9 +31,6 @@ from onerec_jax.simulation.state import State
 from onerec_jax.simulation.step import run
 from onerec_jax.simulation.world import World
 
-_MOST_REQUESTS = 1 << 32
-"""Of one user in a log: user and request number make one integer."""
-
 
 def true_preference(
   world: World,
@@ -61,21 +58,24 @@ def session_values(
   policy: Policy,
   users: Int32[np.ndarray, "Q"],
   requests: Int64[np.ndarray, "Q"],
-  items: Int32[np.ndarray, "Q *W slots"],
+  items: Int32[np.ndarray, "Q *W m"],
   num_days: int | None = None,
 ) -> dict[str, Float32[np.ndarray, "Q *_"]]:
   """What given sessions would have been worth at requests of a log.
 
   Plays the days again and, at each request asked for, values sessions in the
   user's state of that moment: those given, the one the log shows, and the
-  greedy oracle's.
+  greedy oracle's. Of all three as many items: the log's first and the oracle's
+  first, where those given are shorter than a request.
 
   Args:
     world: the world.
     policy: the policy that made the log.
     users: user numbers.
-    requests: how many requests the user had made before.
-    items: a session of each request, or W of them.
+    requests: how many requests the user had made before; one may be asked for
+      more than once.
+    items: a session of m items of each request, or W of them; m is at most the
+      slots of a request.
     num_days: days of the log; `config.num_days` if not given.
 
   Returns:
@@ -83,36 +83,34 @@ def session_values(
     same with `logged_` and `oracle_` before ([Q]).
 
   Raises:
-    ValueError: the log has no such request.
+    ValueError: the log has no such request, or none of so many items.
   """
-  asked = users.astype(np.int64) * _MOST_REQUESTS + requests
-  order = np.argsort(asked)
+  m, slots = items.shape[-1], world.config.slots
+  if m > slots:
+    raise ValueError(
+      f"sessions of {m} items stand beside requests of {slots}: set "
+      f"pipeline.session_items to simulation.slots={slots}, or to less"
+    )
   made = np.zeros(world.config.num_users, np.int64)
   oracle = GreedyTruePolicy(world)
   values: dict[str, np.ndarray] = {}
 
   def observe(
-    state: State,
-    users: np.ndarray,
-    requests: np.ndarray,
-    slate: Slate,
-    *feedback_and_times: object,
+    state: State, now: np.ndarray, numbers: np.ndarray, slate: Slate, *_: object
   ) -> None:
-    del requests, feedback_and_times
-    key = users * np.int64(_MOST_REQUESTS) + made[users]
-    made[users] += 1
-    place = np.searchsorted(asked[order], key)
-    place = np.minimum(place, len(order) - 1)
-    here = asked[order][place] == key
-    rows, who = order[place[here]], users[here]
-    best = oracle(state, who, np.zeros(slate.items[here].shape))
+    del numbers  # counted over all users
+    place = np.full(len(made), -1)
+    place[now] = np.arange(len(now))
+    rows = np.flatnonzero((place[users] >= 0) & (made[users] == requests))
+    made[now] += 1
+    who = users[rows]
     for prefix, sessions in (
       ("", items[rows]),
-      ("logged_", slate.items[here]),
-      ("oracle_", best.items),
+      ("logged_", slate.items[place[who], :m]),
+      ("oracle_", oracle(state, who, np.zeros((len(who), m))).items),
     ):
       found = session_worth(world, state, who, sessions)
-      _store(values, prefix, rows, found, len(asked))
+      _store(values, prefix, rows, found, len(users))
 
   run(world, policy, num_days, observe=observe)
   _check_found(values, users, requests)

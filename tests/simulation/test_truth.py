@@ -241,6 +241,41 @@ def test_session_values_are_those_of_the_moment_of_the_request():
     truth.session_values(
       world, policy, np.asarray([3], np.int32), np.asarray([999]), mine[:1]
     )
+  # A request that is asked for twice has two answers.
+  twice = np.asarray([rows[0], rows[1], rows[0]])
+  both = truth.session_values(
+    world, policy, user[twice], number[twice].astype(np.int64),
+    np.stack([mine[rows[0]], mine[rows[1]], shown[rows[0]]]),
+  )  # fmt: skip
+  np.testing.assert_array_equal(both["clicks"][:2], found["clicks"][:2])
+  np.testing.assert_array_equal(both["clicks"][2], again["clicks"][0])
+  np.testing.assert_array_equal(
+    both["logged_clicks"], found["logged_clicks"][[0, 1, 0]]
+  )
+
+
+def test_sessions_shorter_than_a_request_are_compared_with_as_many_items():
+  """The log's first two items, and the oracle's, not all three."""
+  config = SimulationConfig(num_users=6, num_items=30, num_days=1, slots=3)
+  world = World.create(config)
+  policy = LoggingPolicy.create(world)
+  _, events = run(world, policy)
+  user = np.unique(events.user)
+  asked = user, np.zeros(len(user), np.int64)
+  first = events.take(np.lexsort((events.position, events.request)))
+  shown = np.stack([first.item[first.user == u][:2] for u in user])
+  found = truth.session_values(world, policy, *asked, shown)
+  for name in ("clicks", "watch_s", "long_views", "any_like", "duration_s"):
+    np.testing.assert_array_equal(found[name], found[f"logged_{name}"])
+  assert (found["oracle_clicks"] >= found["clicks"]).all()
+  assert (found["oracle_clicks"] <= 2).all()
+  whole = truth.session_values(
+    world, policy, *asked, np.zeros((len(user), 3), np.int32)
+  )
+  assert (whole["oracle_clicks"] > found["oracle_clicks"]).all()
+  long = np.zeros((len(user), 4), np.int32)
+  with pytest.raises(ValueError, match="of 4 items stand beside .* of 3: set"):
+    truth.session_values(world, policy, *asked, long)
 
 
 def test_candidate_sessions_are_valued_side_by_side():
