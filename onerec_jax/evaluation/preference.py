@@ -13,7 +13,13 @@ judge is the world itself, which no reward model has to be trusted for:
 in the user's state at the held-out request (simulation/truth.py). A session
 model answers with its W best sessions, a point-wise one with one session, its
 m best items; neither may show an item of the user's history, or one that no
-training event names.
+training event names. Beside them stand the first m items that the log shows and
+that the greedy oracle would. These two may show again what the user saw before
+the world's repeat window, the models nothing of the whole history: so the
+distance to the oracle is an upper bound.
+
+A maximum over W sessions grows with W: it is left out where all models answer
+with one, and not compared with a model that answers with another number.
 """
 
 import dataclasses
@@ -39,6 +45,7 @@ from onerec_jax.inference import (
   session_search,
 )
 
+_MAX = "_max"
 FIGURES = ("swt", "vtr", "wtr", "ltr", "clicks", "duration_s")
 _SPLITS = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
 
@@ -68,13 +75,18 @@ class Preference:
   log: dict[str, np.ndarray]
   oracle: dict[str, np.ndarray]
 
+  @property
+  def width(self) -> int:
+    """W."""
+    return self.sessions.shape[1]
+
   def columns(self) -> dict[str, np.ndarray]:
     """Figure → [Q]: mean and maximum over the sessions of each request."""
     found = {}
     for name, value in self.values.items():
       found[f"{name}_mean"] = value.mean(axis=1)
       if name != "duration_s":  # nobody wants the longest
-        found[f"{name}_max"] = value.max(axis=1)
+        found[f"{name}{_MAX}"] = value.max(axis=1)
     return found
 
 
@@ -205,25 +217,22 @@ def compare(
       intervals are of the paired bootstrap over users (bootstrap.py).
 
   Returns:
-    For each model and figure: `model` (its number), `runs`, `figure`, `mean`,
-    `std` (over seeds; NaN of one), `logged` and `oracle` (the same figure of
-    what the log shows and of the oracle), and but for the first model
-    `difference`, `low`, `high`, `above_zero`; `queries`.
+    For each model and figure: `model` (its number), `runs`, `sessions` (W),
+    `figure`, `mean`, `std` (over seeds; NaN of one), `logged` and `oracle` (the
+    same figure of what the log shows and of the oracle), and but for the first
+    model `difference`, `low`, `high`, `above_zero`; `queries`. See the module
+    docstring for maxima.
 
   Raises:
-    ValueError: they were measured on other requests.
+    ValueError: they were measured on other requests, or seeds of one model
+      with other numbers of sessions.
   """
+  _check_alike(models)
   first, rows = models[0][0], []
-  for one in (p for seeds in models for p in seeds):
-    same = np.array_equal(first.user, one.user)
-    if not (same and np.array_equal(first.number, one.number)):
-      raise ValueError(
-        f"{first.name} and {one.name} were measured on different requests; "
-        "measure both on the same prepared data, split and session length"
-      )
-  names = list(first.columns())
+  several = any(seeds[0].width > 1 for seeds in models)
+  names = [n for n in first.columns() if several or not n.endswith(_MAX)]
   by_seed = [
-    np.stack([np.stack([*p.columns().values()], axis=1) for p in seeds])
+    np.stack([np.stack([p.columns()[n] for n in names], axis=1) for p in seeds])
     for seeds in models
   ]
   base = by_seed[0].mean(axis=0)
@@ -236,6 +245,7 @@ def compare(
       row = {
         "model": place,
         "runs": [p.name for p in seeds],
+        "sessions": seeds[0].width,
         "figure": name,
         "mean": float(figures[:, column].mean()),
         "std": float(spread),
@@ -243,11 +253,30 @@ def compare(
         "oracle": float(first.oracle[figure].mean()),
         "queries": len(first.user),
       }
-      if place:
+      alike = seeds[0].width == first.width or not name.endswith(_MAX)
+      if place and alike:
         interval = dataclasses.asdict(found[column])
         row |= {"difference": interval.pop("mean"), **interval}
       rows.append(row)
   return rows
+
+
+def _check_alike(models: Sequence[Sequence[Preference]]) -> None:
+  """Refuses what cannot be compared; see `compare`."""
+  first = models[0][0]
+  for seeds in models:
+    for one in seeds:
+      same = np.array_equal(first.user, one.user)
+      if not (same and np.array_equal(first.number, one.number)):
+        raise ValueError(
+          f"{first.name} and {one.name} were measured on different requests; "
+          "measure both on the same prepared data, split and session length"
+        )
+      if one.width != seeds[0].width:
+        raise ValueError(
+          f"{seeds[0].name} answers with {seeds[0].width} sessions, {one.name} "
+          f"with {one.width}: they are no seeds of one model"
+        )
 
 
 def of_run(
@@ -280,7 +309,7 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
       table.add_section()
       for judge in ("logged", "oracle"):
         table.add_row(figure, f"({judge})", f"{row[judge]:.4g}")
-    else:
+    elif "difference" in row:
       ends = f"{row['low']:+.3g} … {row['high']:+.3g}"
       over = f"{row['difference']:+.3g}", ends
     seeds = "" if np.isnan(row["std"]) else f"{row['std']:.2g}"

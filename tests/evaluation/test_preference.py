@@ -106,9 +106,34 @@ def test_better_sessions_are_told_from_worse(system):
   )
   assert 0 < row["low"] < row["difference"] < row["high"]
   assert row["std"] == 0.0
-  assert abs(by[1, "clicks_max"]["difference"]) < 1e-6
+  # The best of one is not the best of four.
+  assert by[0, "clicks_max"]["sessions"] == 4
+  assert by[1, "clicks_max"]["sessions"] == 1
+  assert by[1, "clicks_max"]["mean"] == pytest.approx(expected, rel=1e-5)
+  assert "difference" not in by[1, "clicks_max"]
+  assert "difference" in preference.compare([[base], [base]])[-1]
+  preference.print_table(rows, "true preference")
+  alone = {row["figure"] for row in preference.compare([[better], [better]])}
+  assert alone == {f"{figure}_mean" for figure in preference.FIGURES}
+  with pytest.raises(ValueError, match="no seeds of one model"):
+    preference.compare([[base, better]])
   assert "low" not in by[0, "clicks_mean"]
   assert np.isnan(by[0, "clicks_mean"]["std"])
+
+
+def test_the_log_and_the_oracle_show_as_many_items(system):
+  config = config_lib.from_dict(config_lib.to_dict(system[1]))
+  config.pipeline.session_items = 2
+  short = lambda batch, allowed: _answer(0)(batch, allowed)[:, :, :2]
+  asked = system[0], config, "test", 30
+  found = preference.measure(short, *asked, progress=False)
+  # A length of two: the log's mean of all three items is another.
+  world = World.create(config.prepare.simulation)
+  requests = held_out.requests(system[0], pipeline.TEST, 2, 30)
+  lengths = [world.item_duration[i[:2] - 1].mean() for i in requests.items]
+  np.testing.assert_allclose(
+    found.log["duration_s"], np.asarray(lengths) / 1000, rtol=1e-5
+  )
 
 
 def test_what_cannot_be_valued_is_refused(system, tmp_path):
