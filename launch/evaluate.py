@@ -26,7 +26,7 @@ _AVERAGE = absl_flags.DEFINE_bool(
   "average", False, "The models are seeds of one: print mean ± std too."
 )
 _OUTPUT = absl_flags.DEFINE_string(
-  "output", "", "JSON to write: every figure of every model, and averages."
+  "output", "", "JSON to write: all figures, differences, and averages."
 )
 absl_flags.adopt_module_key_flags(flags)
 
@@ -41,11 +41,11 @@ def main() -> None:
     workflow.POPULARITY,
   ]
   found = [workflow.evaluate(workdir, name, _SPLIT.value) for name in names]
-  tables.print_table(found)
+  compared = tables.print_table(found)
   summaries = {
     name: workflow.summary(workdir, e) for name, e in zip(names, found)
   }
-  record = {"split": _SPLIT.value, "models": summaries}
+  record = {"models": summaries, "comparisons": compared}
   if _AVERAGE.value:
     record["average"] = result.aggregate(list(summaries.values()))
     for metric in tables.headline(tables.cutoffs(found)):
@@ -53,7 +53,7 @@ def main() -> None:
         value = record["average"][name]
         rich.print(f"{name:20} {value['mean']:.4f} ± {value['std']:.4f}")
   if _OUTPUT.value:
-    files.write_json(_OUTPUT.value, record)
+    files.write_json(_OUTPUT.value, {"split": _SPLIT.value, **record})
 
 
 if __name__ == "__main__":

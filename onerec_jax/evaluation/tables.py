@@ -200,8 +200,11 @@ def print_table(
   *,
   baselines: Iterable[str] = BASELINES,
   console: rich.console.Console | None = None,
-) -> None:
+) -> list[dict[str, Any]]:
   """Prints the result table and how the models differ.
+
+  Returns:
+    `comparisons`, which it printed.
 
   Raises:
     ValueError: no evaluations, or they were measured on different queries.
@@ -210,8 +213,8 @@ def print_table(
     raise ValueError("there are no evaluations to print")
   console = console or rich.console.Console()
   console.print(result_table(evaluations))
-  pair = None
-  for row in comparisons(evaluations, baselines):
+  pair, compared = None, comparisons(evaluations, baselines)
+  for row in compared:
     if pair != (row["a"], row["b"]):
       pair = (row["a"], row["b"])
       name = rich.markup.escape(f"{row['a']} − {row['b']}")
@@ -221,6 +224,7 @@ def print_table(
       f"({row['low']:+.4f} to {row['high']:+.4f}) {verdict(row)}",
       highlight=False,
     )
+  return compared
 
 
 def render_recommendations(

@@ -1,8 +1,19 @@
 """What programs do before they start."""
 
+import importlib.util
+import json
+import pathlib
+from types import SimpleNamespace
+
+import absl.flags
 import jax
+import numpy as np
 
 from launch import flags
+from onerec_jax import workflow
+from onerec_jax.evaluation import result
+
+LAUNCH = pathlib.Path(__file__).resolve().parents[2] / "launch"
 
 
 def test_the_compilation_cache_lies_where_the_environment_says(
@@ -23,3 +34,56 @@ def test_the_compilation_cache_lies_where_the_environment_says(
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
   flags.start()
   assert "jax_compilation_cache_dir" not in told
+
+
+def _program(monkeypatch, name):
+  """A program whose flags are its own, whatever this process has imported."""
+  for kind in ("list", "enum", "bool", "string"):
+    monkeypatch.setattr(
+      absl.flags, f"DEFINE_{kind}",
+      lambda name, default, *rest: SimpleNamespace(value=default),
+    )  # fmt: skip
+  monkeypatch.setattr(flags, "start", lambda: None)
+  spec = importlib.util.spec_from_file_location(name, LAUNCH / f"{name}.py")
+  found = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(found)
+  return found
+
+
+def _evaluation(name, hits):
+  hits = np.asarray(hits, np.float32)
+  per_query = {
+    f"{column}{metric}@5": hits
+    for column in ("", "filtered/")
+    for metric in ("recall", "ndcg")
+  }
+  figures = {metric: float(hits.mean()) for metric in per_query}
+  return result.Evaluation(
+    name, "test", figures | {"queries": len(hits), "coverage@5": 1.0}, {},
+    np.arange(len(hits), dtype=np.int32), np.ones(len(hits), np.int32),
+    np.ones((len(hits), 5), np.int32), np.ones((len(hits), 5), np.int32),
+    per_query,
+  )  # fmt: skip
+
+
+def test_what_evaluation_prints_is_in_its_json(tmp_path, monkeypatch, capsys):
+  program = _program(monkeypatch, "evaluate")
+  found = {
+    "mine": _evaluation("mine", [1, 1, 1, 0]),
+    "popularity": _evaluation("popularity", [0, 1, 0, 0]),
+  }
+  monkeypatch.setattr(workflow, "evaluate", lambda _, name, split: found[name])
+  monkeypatch.setattr(flags, "workdir", lambda: tmp_path)
+  program._MODELS.value = [*found]
+  program._OUTPUT.value = str(tmp_path / "found.json")
+  program.main(["launch.evaluate"])
+  record = json.loads((tmp_path / "found.json").read_text())
+  assert record["split"] == "test"
+  assert set(record["models"]) == set(found)
+  rows = record["comparisons"]
+  assert {(row["a"], row["b"]) for row in rows} == {("mine", "popularity")}
+  assert {row["metric"] for row in rows} == set(found["mine"].per_query)
+  printed = capsys.readouterr().out
+  for row in rows:
+    assert row["difference"] == 0.5
+    assert f"({row['low']:+.4f} to {row['high']:+.4f})" in printed
