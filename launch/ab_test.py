@@ -15,7 +15,7 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import online
+from onerec_jax import online, runs
 
 _CONTROL = absl_flags.DEFINE_string("control", "", "Arm to compare with.")
 _TREATMENT = absl_flags.DEFINE_string("treatment", "", "Arm to judge.")
@@ -40,6 +40,8 @@ def main() -> None:
   flags.start()
   if not (_CONTROL.value and _TREATMENT.value and _OUTPUT.value):
     raise app.UsageError("--control, --treatment and --output are needed")
+  for name in f"{_CONTROL.value}/{_TREATMENT.value}".split("/"):
+    runs.say_if_stopped(flags.workdir(), name)
   settings = online.Settings(
     _DAYS.value, _FROM_DAY.value, _UPDATES.value, _RATE.value,
     pathlib.Path(_OUTPUT.value),

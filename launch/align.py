@@ -12,7 +12,7 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import workflow, workflow_align
+from onerec_jax import runs, workflow, workflow_align
 from onerec_jax.evaluation import tables
 
 _CONFIG = flags.define_config()
@@ -27,6 +27,7 @@ def main() -> None:
   config = _CONFIG.value
   workdir = flags.workdir(config)
   workflow_align.align(config, workdir)
+  runs.say_if_stopped(workdir, config.name)
   names = (config.alignment.start, config.name)
   tables.print_table([workflow.evaluate(workdir, name) for name in names])
 

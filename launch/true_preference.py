@@ -11,7 +11,7 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import files
+from onerec_jax import files, runs
 from onerec_jax.evaluation import preference
 
 _RUNS = absl_flags.DEFINE_list("runs", [], "Runs; the first is the baseline.")
@@ -30,6 +30,8 @@ def main() -> None:
   flags.start()
   if not _RUNS.value:
     raise app.UsageError("--runs is needed, as --runs=sft,ipa")
+  for name in "+".join(_RUNS.value).split("+"):
+    runs.say_if_stopped(flags.workdir(), name)
   asked = _SPLIT.value, _SESSIONS.value, _REQUESTS.value
   measure = lambda name: preference.of_run(flags.workdir(), name, *asked)
   rows = preference.compare(

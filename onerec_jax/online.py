@@ -10,6 +10,7 @@ semantic IDs, same codes of features.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -89,12 +90,12 @@ def make_arm(
   """
   if name in _ORACLES:
     return Arm(name, _ORACLES[name](world))
-  stages = _STAGES.get(name, name).split("/")
-  if len(stages) > 2:
-    raise ValueError(f"arm {name!r}: want a run, or retrieval/ranker")
   models = tuple(
-    Model(*assemble.load(workdir, run_name, mesh), mesh) for run_name in stages
+    Model(*assemble.load(workdir, run_name, mesh), mesh)
+    for run_name in _runs_of(name)
   )
+  if until_ms is not None:
+    _check_past(models[0].system.prepared, until_ms)
   config, slots = models[0].system.config, world.config.slots
   known = serving.Histories(
     models[0].system.prepared, config.prepare, world, until_ms
@@ -105,6 +106,39 @@ def make_arm(
     answer = cascade_answer(*models, slots)
   policy = serving.RecommenderPolicy(world, known, answer)
   return Arm(name, policy, known.observe, models)
+
+
+def _runs_of(name: str) -> list[str]:
+  """The runs of an arm; see `make_arm`.
+
+  Raises:
+    ValueError: more than two.
+  """
+  if name in _ORACLES:
+    return []
+  stages = _STAGES.get(name, name).split("/")
+  if len(stages) > 2:
+    raise ValueError(f"arm {name!r}: want a run, or retrieval/ranker")
+  return stages
+
+
+def _check_past(prepared: shards.PreparedData, until_ms: int) -> None:
+  """Refuses models of data whose training part goes on after a test begins."""
+  day = (until_ms - DAY_ZERO_MS) // DAY_MS
+  boundaries = prepared.manifest["split_boundaries_ms"]
+  if boundaries is None:
+    raise ValueError(
+      f"--from_day={day}: models of {prepared.directory} were trained on what "
+      "comes later, for it is not split by time; leave --from_day out, or "
+      "train on --config.prepare.split=time"
+    )
+  if boundaries["validation_from_ms"] > until_ms:
+    ends = (boundaries["validation_from_ms"] - DAY_ZERO_MS) / DAY_MS
+    raise ValueError(
+      f"--from_day={day}: models of {prepared.directory} were trained on days "
+      f"until {ends:.1f}, which would tell them what comes; begin no earlier, "
+      f"or train with --config.prepare.validation_from_ms={until_ms}"
+    )
 
 
 class Log:
@@ -245,7 +279,7 @@ def _learn(
     config, sids = model.system.config, model.system.semantic_ids
     if config.pipeline.pathways.lifelong:
       prepared.snapshots = lifelong_histories.compress(
-        config, prepared, sids, prepared.directory.parent
+        config, prepared, sids, workdir, prepared.directory.parent
       )
     rate = settings.learning_rate or 0.1 * (
       config.optimizer.learning_rate
@@ -274,13 +308,14 @@ def ab_test(
     Rows of evaluation.ab_test.compare.
 
   Raises:
-    ValueError: no run of the simulated world, or results there already.
+    ValueError: runs of no world or of several, models that were trained on
+      days of the test, or results there already.
   """
   if settings.directory.exists() and any(settings.directory.iterdir()):
     raise ValueError(
       f"{settings.directory} holds something already; give another --output"
     )
-  config = _world_of(workdir)
+  config = _world_of(workdir, (control, treatment))
   world = World.create(config)
   from_day = settings.from_day or config.num_days
   if not 0 < from_day <= config.num_days:
@@ -316,17 +351,38 @@ def ab_test(
   return rows
 
 
-def _world_of(workdir: files.PathLike) -> config_lib.SimulationConfig:
-  """The world that made a work directory's data."""
-  for name in reversed(workflow.finished_runs(workdir)):
-    path = assemble.run_directory(workdir, name) / "config.json"
-    config = config_lib.from_dict(files.read_json(path)["config"])
-    if config.prepare.dataset == "simulator":
-      return config.prepare.simulation
-  raise ValueError(
-    f"{workdir} holds no run on the data set 'simulator', whose world a test "
-    "could be played in; train one, as experiments/simulator/lazy_decoder.py"
+def _world_of(
+  workdir: files.PathLike, arms: Sequence[str]
+) -> config_lib.SimulationConfig:
+  """The world whose data the arms' runs were trained on.
+
+  Where no arm is a run, that of the latest run of the work directory.
+  """
+  runs = [run for name in arms for run in _runs_of(name)]
+  read = lambda run: (
+    config_lib.from_dict(assemble.read_record(workdir, run)["config"]).prepare
   )
+  made = {run: read(run) for run in runs or workflow.finished_runs(workdir)}
+  for name in runs:
+    if made[run].dataset != "simulator":
+      raise ValueError(
+        f"{run} was trained on {made[run].dataset}: a test is played in the "
+        "world of the data set 'simulator'; train a run on it, as "
+        "experiments/simulator/lazy_decoder.py"
+      )
+    if made[run].simulation != made[runs[0]].simulation:
+      raise ValueError(
+        f"{runs[0]} and {run} were trained on different worlds "
+        f"(prepare.simulation): {made[runs[0]].simulation} is not "
+        f"{made[run].simulation}; train both in one"
+      )
+  worlds = [c.simulation for c in made.values() if c.dataset == "simulator"]
+  if not worlds:
+    raise ValueError(
+      f"{workdir} holds no run on the data set 'simulator', whose world a test "
+      "could be played in; train one, as experiments/simulator/lazy_decoder.py"
+    )
+  return worlds[-1]
 
 
 def _print(rows: list[dict[str, Any]], control: str, treatment: str) -> None:

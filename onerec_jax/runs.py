@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,17 +12,56 @@ from onerec_jax import checkpoint, files, model_configs, partitioning
 from onerec_jax import config as config_lib
 from onerec_jax.data import prepare
 from onerec_jax.inference import assemble
-from onerec_jax.training import loop
+from onerec_jax.training import loop, metrics_writer
 
 
-def record(system: assemble.System) -> dict[str, Any]:
-  """What a run is made of; a run with another record is another run."""
+def record(
+  system: assemble.System, workdir: files.PathLike, others: Sequence[str] = ()
+) -> dict[str, Any]:
+  """What a run is made of; a run with another record is another run.
+
+  Args:
+    system: of the run.
+    workdir: the work directory.
+    others: names of the runs whose parameters it is made from.
+
+  Raises:
+    FileNotFoundError: one of those has no parameters.
+  """
   sids = system.semantic_ids
-  return {
+  found = {
     "config": config_lib.to_dict(system.config),
     "prepared": system.prepared.manifest["fingerprint"],
     "semantic_ids": sids.fingerprint if sids else "",
   }
+  if others:
+    found["made_from"] = {name: parameters(workdir, name) for name in others}
+  return found
+
+
+def parameters(workdir: files.PathLike, name: str) -> str:
+  """A fingerprint of a run's best parameters, without reading them.
+
+  Of the run's record, their step and what they scored then: a run trained anew
+  under the same name has another.
+
+  Raises:
+    FileNotFoundError: there are none.
+  """
+  run = assemble.run_directory(workdir, name)
+  if not ((run / "config.json").exists() and (run / "best.json").exists()):
+    raise FileNotFoundError(
+      f"no trained run {name!r} in {run.parent}: train it with python -m "
+      "launch.train"
+    )
+  best = files.read_json(run / "best.json")
+  scored = [
+    line
+    for line in metrics_writer.read(run / "metrics.jsonl")
+    if line["kind"] == "validation" and line["step"] == best["step"]
+  ]
+  made = _identity(files.read_json(run / "config.json"))
+  return files.fingerprint({"record": made, "best": best, "scored": scored})
 
 
 def _identity(record: dict[str, Any]) -> dict[str, Any]:
@@ -82,6 +121,7 @@ def once(
   system: assemble.System,
   workdir: files.PathLike,
   train: Callable[[Mesh, pathlib.Path], loop.Progress],
+  others: Sequence[str] = (),
 ) -> None:
   """Trains a run, or resumes it, or finds it done.
 
@@ -89,8 +129,10 @@ def once(
     system: of the run.
     workdir: the work directory.
     train: (mesh, the run's directory) → how it went.
+    others: names of the runs whose parameters it is made from.
 
   Raises:
+    FileNotFoundError: one of those has no parameters.
     ValueError: the run's directory holds a run with other settings, or the
       batch does not divide over the devices.
   """
@@ -100,13 +142,26 @@ def once(
   if not finished:
     mesh = partitioning.make_mesh(config.mesh)
     check(config, mesh, system.prepared.num_items)
-  claim(run, record(system))
+  claim(run, record(system, workdir, others))
   if finished:
     print(f"{config.name}: trained already, skipped ({run})")
     return
   progress = train(mesh, run)
   if jax.process_index() == 0:
     files.write_json(run / "finished.json", dataclasses.asdict(progress))
+
+
+def say_if_stopped(workdir: files.PathLike, name: str) -> None:
+  """Prints that a run is its start, where its gate let nothing through."""
+  path = assemble.run_directory(workdir, name) / "finished.json"
+  if not path.exists() or jax.process_index():
+    return
+  progress = files.read_json(path)
+  if progress.get("stopped") and not progress["best_step"]:
+    print(
+      f"{name}: stopped by its gate ({progress['stopped']}): its parameters "
+      "are the start's"
+    )
 
 
 def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:

@@ -65,6 +65,7 @@ def align(
       asked = requests.dataset(
         system.prepared, config.pipeline, settings.requests, seed, held
       )
+      _say_if_never_renewed(config, steps_per_epoch)
     start = assemble.run_directory(workdir, settings.start)
     task = learner.Alignment(
       config,
@@ -78,8 +79,23 @@ def align(
       workflow.validator(system, mesh), mesh, task,
     )  # fmt: skip
 
-  runs.once(system, workdir, train_on)
+  judges = rewards.runs_of(settings.rewards) if settings.objective else []
+  runs.once(system, workdir, train_on, [settings.start, *judges])
   return system
+
+
+def _say_if_never_renewed(
+  config: config_lib.Config, steps_per_epoch: int
+) -> None:
+  """Prints that all answers are the start's, where they are."""
+  interval = config.alignment.sync_every or steps_per_epoch
+  steps = loop.num_steps(config.training, steps_per_epoch)
+  if interval >= steps and jax.process_index() == 0:
+    print(
+      f"{config.name}: the sampler is renewed after {interval} steps and the "
+      f"run has {steps}: answers and reference stay the start's; set "
+      "--config.alignment.sync_every to less, unless that is meant"
+    )
 
 
 def make_reward(

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning, workflow, workflow_align
+from onerec_jax import files, partitioning, runs, workflow, workflow_align
 from onerec_jax.alignment import checks
 from onerec_jax.inference import assemble
 from onerec_jax.training import metrics_writer
@@ -54,7 +54,9 @@ equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
 
 
 @pytest.mark.slow
-def test_an_aligned_run_is_a_run_and_resumes_bit_equal(trained, monkeypatch):
+def test_an_aligned_run_is_a_run_and_resumes_bit_equal(
+  trained, monkeypatch, capsys
+):
   """Cut in its second validation, step 5; its last checkpoint is step 3."""
   _, folder, system = trained
   config, of_run = aligned(trained, "aligned")
@@ -69,6 +71,8 @@ def test_an_aligned_run_is_a_run_and_resumes_bit_equal(trained, monkeypatch):
   finished = files.read_json(whole / "finished.json")
   assert finished["best_step"] == 10
   assert not finished["stopped"]
+  runs.say_if_stopped(folder, "aligned")
+  assert not capsys.readouterr().out
   assert finished["start"] == validated[0]["ndcg@10"]
   earned = [r["reward_mean"] for r in records if r["kind"] == "train"]
   assert earned[-1] > earned[0]
@@ -108,7 +112,7 @@ def test_an_aligned_run_is_a_run_and_resumes_bit_equal(trained, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_run_that_harms_is_stopped_and_the_start_kept(trained):
+def test_a_run_that_harms_is_stopped_and_the_start_kept(trained, capsys):
   """And stays stopped."""
   _, folder, system = trained
   config, of_run = aligned(trained, "harmed")
@@ -119,6 +123,8 @@ def test_a_run_that_harms_is_stopped_and_the_start_kept(trained):
     finished = files.read_json(folder / "models/harmed/finished.json")
     assert finished["best_step"] == 0
     assert "at step 5 is below" in finished["stopped"]
+    runs.say_if_stopped(folder, "harmed")
+    assert "harmed: stopped by its gate (ndcg@10" in capsys.readouterr().out
     (folder / "models/harmed/finished.json").unlink()
   equal(best(system, folder, "harmed"), best(system, folder, START))
 

@@ -16,7 +16,7 @@ from onerec_jax.alignment import objectives
 
 STEPS = 300
 
-_SCALES = {"ipo": (0.5, 0.025), "simpo": (2.0, 1.0)}
+_SCALES = {"ipo": (0.5, 0.0125), "simpo": (2.0, 0.5)}
 """Loss → (β, weight), if not DPO's. Equal weights would compare step sizes: at
 Δ = 0 DPO's slope is β / 2 = .05, IPO's 1 / β (its margin is 1 / 2β nats).
 SimPO's β is divided by the 15 codes of a session; 2 is the least it was tried
@@ -41,7 +41,7 @@ def get_config(arg: str = "dpo") -> config_lib.Config:
   a.sync_every = STEPS if arg == "once" else STEPS // 3
   # 1,000 requests do not tell 5% of NDCG apart.
   a.gate = 0.1
-  a.beta, a.weight = _SCALES.get(arg, (0.1, 1.0))
+  a.beta, a.weight = _SCALES.get(arg, (0.1, 0.5))
   return c
 
 

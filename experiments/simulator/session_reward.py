@@ -20,8 +20,8 @@ def get_config(arg: str = "") -> config_lib.Config:
   c.pipeline.targets = "exposed"
   c.pipeline.labels = True
   c.model = model_configs.SessionRewardConfig(context_dropout=0.1)
-  c.training.num_steps = 1000
-  c.training.validate_every = 250
+  c.training.num_steps = 2500
+  c.training.validate_every = 500
   c.evaluation.select = "auc"
   c.evaluation.validation_users = 1000
   return c

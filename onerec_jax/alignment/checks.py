@@ -1,15 +1,35 @@
 """What is refused before an alignment starts, and what to change."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import files
-from onerec_jax.alignment import feedback, objectives, rollouts
+from onerec_jax.alignment import feedback, objectives, rewards, rollouts
+from onerec_jax.alignment_config import AlignmentConfig
 from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
 from onerec_jax.models import generator
+
+
+_POSITIVE = "must be above 0", lambda x: x > 0
+_NOT_NEGATIVE = "must be at least 0", lambda x: x >= 0
+_SHARE = "must be in [0, 1]", lambda x: 0 <= x <= 1
+
+_BOUNDS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
+  "beta": _POSITIVE,
+  "temperature": _POSITIVE,
+  # At ½ labels say nothing, and rDPO divides by 1 − 2ε.
+  "noise": ("must be in [0, 0.5)", lambda x: 0 <= x < 0.5),
+  "epsilon": _NOT_NEGATIVE,
+  "delta": _NOT_NEGATIVE,
+  "sync_every": _NOT_NEGATIVE,
+  "gate": _NOT_NEGATIVE,
+  "share": _SHARE,
+  "factor": _SHARE,
+}
+"""Numbers of AlignmentConfig; NaN is in no bounds."""
 
 
 def check(system: assemble.System, workdir: files.PathLike) -> None:
@@ -27,12 +47,19 @@ def check(system: assemble.System, workdir: files.PathLike) -> None:
     )
   _check_start(system, workdir)
   known = sorted([*objectives.PAIRS, *objectives.GROUPS])
+  for told in _about_numbers(settings):
+    raise ValueError(f"alignment.{told}")
   if settings.objective:
     if settings.objective not in known:
       raise ValueError(
         f"alignment.objective={settings.objective!r}: want one of {known}"
       )
-    for told in (*_about_answers(system), *_about_format(system)):
+    for told in (
+      *_about_answers(system),
+      *_about_format(system),
+      *_about_requests(system.config),
+      *_about_rewards(settings),
+    ):
       raise ValueError(f"alignment.{told}")
   elif not settings.feedback:
     raise ValueError(
@@ -79,6 +106,40 @@ def _check_start(system: assemble.System, workdir: files.PathLike) -> None:
         f"alignment.start={name!r} has another {what} than this config; give "
         "both the same"
       )
+
+
+def _about_numbers(settings: AlignmentConfig) -> Iterator[str]:
+  """What is out of its bounds."""
+  for name, (bounds, within) in _BOUNDS.items():
+    value = getattr(settings, name)
+    if not within(value):
+      yield f"{name}={value} {bounds}"
+
+
+def _about_requests(config: config_lib.Config) -> Iterator[str]:
+  """What is wrong with how many requests are asked."""
+  requests, pieces = config.alignment.requests, config.training.microbatches
+  if requests < 1 or requests % pieces:
+    yield (
+      f"requests={requests} is no multiple of training.microbatches={pieces}, "
+      "into which they are split as the batch is; change "
+      "--config.alignment.requests or --config.training.microbatches"
+    )
+
+
+def _about_rewards(settings: AlignmentConfig) -> Iterator[str]:
+  """What is wrong with the weights of rewards."""
+  for text in settings.rewards:
+    try:
+      _, weight = rewards.parse(text)
+    except ValueError as error:
+      yield f"rewards: {text!r}: {error}"
+    else:
+      if settings.suppressed and weight < 0:
+        yield (
+          f"rewards: {text!r}: alignment.suppressed takes a share of what "
+          "answers earn, which raises what is negative; weigh by more than 0"
+        )
 
 
 def _about_answers(system: assemble.System) -> Iterator[str]:

@@ -10,7 +10,7 @@ candidates are [B, R, m]. Item 0 is no item: what it earns is not looked at, as
 illegal IDs have rewards of their own (`format_advantages`).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,12 @@ def parse(text: str) -> tuple[str, float]:
   """
   name, _, weight = text.partition("=")
   return name, float(weight or 1)
+
+
+def runs_of(texts: Sequence[str]) -> list[str]:
+  """The runs of reward models that `alignment.rewards` names."""
+  names = (parse(text)[0] for text in texts)
+  return sorted({name.split("/")[0] for name in names if ":" not in name})
 
 
 def weighted(rewards: Mapping[str, tuple[float, Reward]]) -> Reward:

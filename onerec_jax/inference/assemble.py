@@ -96,6 +96,22 @@ def run_directory(workdir: files.PathLike, name: str) -> pathlib.Path:
   return pathlib.Path(workdir) / "models" / name
 
 
+def read_record(workdir: files.PathLike, name: str) -> dict[str, Any]:
+  """What a run wrote of itself (runs.record).
+
+  Raises:
+    FileNotFoundError: there is no such run.
+  """
+  run = run_directory(workdir, name)
+  if not (run / "config.json").exists():
+    have = sorted(p.parent.name for p in run.parent.glob("*/config.json"))
+    raise FileNotFoundError(
+      f"no run {name!r} in {run.parent}; there is {have or 'none'}: train it "
+      "with python -m launch.train"
+    )
+  return files.read_json(run / "config.json")
+
+
 def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
   """A trained system and its best parameters.
 
@@ -108,14 +124,7 @@ def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
     FileNotFoundError: there is no such run, or it has no parameters yet.
     ValueError: an artefact is broken or belongs to other data.
   """
-  run = run_directory(workdir, name)
-  if not (run / "config.json").exists():
-    have = sorted(p.parent.name for p in run.parent.glob("*/config.json"))
-    raise FileNotFoundError(
-      f"no run {name!r} in {run.parent}; there is {have or 'none'}: train it "
-      "with python -m launch.train"
-    )
-  record = files.read_json(run / "config.json")
+  run, record = run_directory(workdir, name), read_record(workdir, name)
   config = config_lib.from_dict(record["config"])
   prepared = shards.PreparedData.open(workdir)
   if prepared.manifest["fingerprint"] != record["prepared"]:

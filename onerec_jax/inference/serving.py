@@ -53,6 +53,11 @@ class Histories:
     world: World,
     until_ms: int | None = None,
   ):
+    if config.simulation != world.config:
+      raise ValueError(
+        f"{prepared.directory} was made by another world than the one to be "
+        f"served: {config.simulation} is not {world.config}"
+      )
     check(prepared, world)
     self._prepared, self._where = prepared, config.where.strip()
     self._known: list[rows_lib.History] = []

@@ -14,6 +14,7 @@ def compress(
   prepared: shards.PreparedData,
   sids: semantic_ids.SemanticIds,
   workdir: files.PathLike,
+  output: files.PathLike | None = None,
 ) -> snapshots.Snapshots:
   """The snapshots that a config's pathways read; made where they are not.
 
@@ -21,7 +22,8 @@ def compress(
     config: the experiment; `lifelong`, and `pipeline.pathways.lifelong` as cap.
     prepared: the data.
     sids: semantic IDs made of the vectors.
-    workdir: the work directory.
+    workdir: the work directory, where the semantic IDs lie.
+    output: where the snapshots go; None: there too.
 
   Raises:
     ValueError: a setting that allows no representative, or a broken shard.
@@ -42,7 +44,7 @@ def compress(
       prepared,
       vectorizer.Fitted.load(folder).vectors,
       sids.fingerprint,
-      workdir,
+      workdir if output is None else output,
       lambda user: progress.update(task, completed=user + 1),
     )
     progress.update(task, completed=len(prepared))

@@ -60,6 +60,12 @@ class Window:
   """Steps at its start whose time is not in `seconds`: those that compile."""
 
 
+def num_steps(settings: config_lib.TrainingConfig, steps_per_epoch: int) -> int:
+  """Steps of a whole run."""
+  epochs = round(settings.num_epochs * steps_per_epoch)
+  return settings.num_steps or max(1, epochs)
+
+
 def put_batch(batch: Any, sharding: Any) -> Any:
   """This process's rows → its part of the global batch on device."""
   return jax.tree.map(
@@ -99,6 +105,7 @@ def train(
   Raises:
     FloatingPointError: a loss or gradient was not finite and training.on_nan
       is `error`.
+    ValueError: with a gate, the start's figure is not finite.
     SystemExit: with status 75 after SIGTERM, once the state is saved.
   """
   run = pathlib.Path(run)
@@ -136,9 +143,7 @@ class _Loop:
     self._checkpoints, self._iterator = checkpoints, iterator
     settings = config.training
     self._steps_per_epoch = steps_per_epoch
-    self._num_steps = settings.num_steps or max(
-      1, round(settings.num_epochs * steps_per_epoch)
-    )
+    self._num_steps = num_steps(settings, steps_per_epoch)
     self._validate_every = settings.validate_every or steps_per_epoch
     self._save_every = settings.checkpoint_every or self._validate_every
     length = registry.block_parameters(work.model), self._num_steps
@@ -331,6 +336,12 @@ class _Loop:
     """Whether the run may go on; if not, says why in its progress."""
     progress, gate = self._progress, self._task.gate
     if done == 0:
+      if not np.isfinite(value):
+        raise ValueError(
+          f"evaluation.select={self.config.evaluation.select!r} is {value} for "
+          "the start, so the gate has nothing to hold the run against: choose "
+          "another figure, or mend the start or the validation split"
+        )
       progress.start = value
     least = progress.start - gate * abs(progress.start)
     if value >= least:

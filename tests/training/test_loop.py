@@ -16,7 +16,7 @@ import pytest
 from onerec_jax import checkpoint, files, partitioning, workflow
 from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
-from onerec_jax.training import loop, metrics_writer
+from onerec_jax.training import loop, metrics_writer, task
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -25,7 +25,7 @@ class _KilledError(Exception):
   """Stands for the end of a process, in process."""
 
 
-def _train(tiny, run, validate, **settings):
+def _train(tiny, run, validate, gate=None, **settings):
   """Trains into `run`; returns the state of its last checkpoint."""
   config, _, system = tiny
   config = copy.deepcopy(config)
@@ -35,9 +35,11 @@ def _train(tiny, run, validate, **settings):
   dataset, per_epoch = pipeline.training_dataset(
     system.prepared, config.pipeline, config.training.seed
   )
+  work = task.Task(config, system.model)
+  work.gate = gate
   return loop.train(
     config, run, system.model, dataset, per_epoch, system.catalogue,
-    system.index, validate, mesh,
+    system.index, validate, mesh, work,
   )  # fmt: skip
 
 
@@ -128,6 +130,13 @@ def test_the_best_validation_is_kept_and_training_stops_early(tiny, tmp_path):
   jax.tree.map(
     np.testing.assert_array_equal, jax.device_get(best), snapshots[1]
   )
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_start_without_a_figure_cannot_be_gated(tiny, tmp_path, value):
+  with pytest.raises(ValueError, match=f"ndcg@10' is {value} for the start"):
+    _train(tiny, tmp_path, lambda _: {"ndcg@10": value}, gate=0.1)
+  assert not checkpoint.steps(tmp_path / "checkpoints")
 
 
 @pytest.mark.parametrize("cut", ["signal", "kill"])
