@@ -68,8 +68,11 @@ class AlignmentConfig:
   feedback: str = ""
   """Advantages of logged targets for GBPO (V2 §3.6): `duration`, `play_time`,
   or a label of the data; needs `pipeline.labels`. Empty: none."""
+  feedback_loss: str = "gbpo"
+  """`gbpo`, of each target alone; `pairs`, of a user's liked targets above the
+  disliked ones of the same row."""
   feedback_weight: float = 0.1
-  """Of GBPO's loss, a mean over targets."""
+  """Of that loss, a mean over targets."""
   logged_policy: bool = False
   """Whether the logged `log_probability` is π_old, where there is one. Right
   for what this model exposed; V2 takes π_old = sg π for other systems'."""

@@ -9,7 +9,8 @@ r"""KuaiRand's likes and hates: imitate the likes, then learn from both.
 
 Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
 likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
-GBPO on every logged row, +1 for a like and −1 for a hate; `imitate`, for as
+GBPO on every logged row, +1 for a like and −1 for a hate; `pairs` puts a user's
+likes above the hates of the same row instead; `imitate`, for as
 many steps without it, is what that is to be compared with. docs/alignment.md
 has cost and figures.
 """
@@ -19,8 +20,8 @@ from onerec_jax import config as config_lib
 
 
 def get_config(arg: str = "sft") -> config_lib.Config:
-  if arg not in ("sft", "imitate", "gbpo"):
-    raise ValueError(f"argument {arg!r}: want sft, imitate or gbpo")
+  if arg not in ("sft", "imitate", "gbpo", "pairs"):
+    raise ValueError(f"argument {arg!r}: want sft, imitate, gbpo or pairs")
   c = lazy_decoder.get_config()
   c.name = f"feedback_{arg}"
   c.prepare.where = ""
@@ -36,6 +37,7 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     a = c.alignment
     a.start = "feedback_sft"
     a.feedback = "like"
-    a.feedback_weight = 1.0 if arg == "gbpo" else 0.0
+    a.feedback_loss = "pairs" if arg == "pairs" else "gbpo"
+    a.feedback_weight = 0.0 if arg == "imitate" else 1.0
     a.gate = 0.3
   return c

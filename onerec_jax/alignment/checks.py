@@ -12,7 +12,6 @@ from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
 from onerec_jax.models import generator
 
-
 _POSITIVE = "must be above 0", lambda x: x > 0
 _NOT_NEGATIVE = "must be at least 0", lambda x: x >= 0
 _SHARE = "must be in [0, 1]", lambda x: 0 <= x <= 1
@@ -119,7 +118,7 @@ def _about_numbers(settings: AlignmentConfig) -> Iterator[str]:
 def _about_requests(config: config_lib.Config) -> Iterator[str]:
   """What is wrong with how many requests are asked."""
   requests, pieces = config.alignment.requests, config.training.microbatches
-  if requests < 1 or requests % pieces:
+  if min(requests, pieces) < 1 or requests % pieces:
     yield (
       f"requests={requests} is no multiple of training.microbatches={pieces}, "
       "into which they are split as the batch is; change "
@@ -198,7 +197,14 @@ def _check_feedback(system: assemble.System) -> None:
       f"alignment.feedback={settings.feedback!r} reads labels: set "
       "--config.pipeline.labels=True"
     )
+  if settings.feedback_loss not in feedback.LOSSES:
+    raise ValueError(
+      f"alignment.feedback_loss={settings.feedback_loss!r}: want one of "
+      f"{feedback.LOSSES}"
+    )
   needed = [feedback.label_of(settings.feedback)]
+  if settings.feedback_loss == "pairs":
+    needed.append("dislike")
   if settings.logged_policy:
     needed.append("log_probability")
   have = pipeline.training_rows(system.prepared, system.config.pipeline)[0]

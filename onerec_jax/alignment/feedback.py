@@ -1,7 +1,8 @@
-"""Advantages of what was logged, from the feedback it got (V2 §3.6).
+"""Learning from the feedback on what was logged (V2 §3.6).
 
 OneRec-V2 (arXiv 2508.20900) needs no reward model: users' own play times give
-advantages to what was shown, and GBPO (gbpo.py) learns from them.
+advantages to what was shown, and GBPO (gbpo.py) learns from them. A second loss
+puts what a user liked above what the same user disliked.
 """
 
 import jax
@@ -9,7 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from onerec_jax.alignment import gbpo, rewards
+from onerec_jax.data import batch as batch_lib
 from onerec_jax.data.batch import Batch
+
+LOSSES = ("gbpo", "pairs")
+"""What `alignment.feedback_loss` may be."""
 
 SIGNALS = {"duration": "play_quantile", "play_time": "play_time_ms"}
 """`alignment.feedback` → the label of which the batch's largest quarter is
@@ -74,3 +79,30 @@ def loss(
     advantage *= jnp.where(known, ratio, 1.0)
   of_codes = gbpo.gbpo(log_probability, None, advantage[..., None])
   return jnp.mean(of_codes, axis=-1)
+
+
+def pair_loss(
+  log_probability: Float[Array, "B T L"],
+  batch: Batch,
+  advantage: Float[Array, "B T"],
+) -> Float[Array, "B T"]:
+  """−A log σ(log π(i) − log π(j)), a mean over the user's disliked j.
+
+  Of each target i with A > 0; 0 where nothing of the user's in this row has
+  A < 0. It is DPO's loss on logged pairs, without a reference and with β = 1
+  (as CPO's; dpo.py). INFERRED, no paper of the line has it: under GBPO a
+  dislike pushes with π / (1 − π), next to nothing on a large catalogue.
+
+  Args:
+    log_probability: of each code under the policy.
+    batch: the targets.
+    advantage: of each target; any scale.
+  """
+  item = jnp.sum(log_probability, axis=-1)
+  user = batch_lib.target_segments(batch)
+  pairs = (advantage > 0)[:, :, None] & (advantage < 0)[:, None, :]
+  pairs &= user[:, :, None] == user[:, None, :]
+  wrong = jax.nn.softplus(item[:, None, :] - item[:, :, None])
+  worse = jnp.maximum(jnp.sum(pairs, axis=2), 1)
+  mean = jnp.sum(jnp.where(pairs, wrong, 0.0), axis=2) / worse
+  return jnp.maximum(advantage, 0.0) * mean

@@ -292,10 +292,11 @@ def joint_loss(
   sums = losses.sum_of_levels(levels, batch_lib.target_weights(batch)) | sown
   sums["next_token"] = sums["loss"]
   if batch.advantages is not None:
-    of_targets = feedback.loss(
-      -jnp.stack(levels, axis=-1), batch, batch.advantages,
-      config.logged_policy,
-    )  # fmt: skip
+    given = -jnp.stack(levels, axis=-1), batch, batch.advantages
+    if config.feedback_loss == "pairs":
+      of_targets = feedback.pair_loss(*given)
+    else:
+      of_targets = feedback.loss(*given, config.logged_policy)
     sums["feedback"] = jnp.sum(jnp.where(batch.targets > 0, of_targets, 0.0))
     sums["loss"] += config.feedback_weight * sums["feedback"]
   if batch.group is not None:

@@ -51,7 +51,8 @@ def load(
   name: str,
   mesh: Mesh | None = None,
   weights: Mapping[str, float] | None = None,
-  pathways: config_lib.PathwaysConfig | None = None,
+  pipeline: config_lib.PipelineConfig | None = None,
+  session_items: int | None = None,
 ) -> rewards.Reward:
   """The reward that a trained reward model gives.
 
@@ -66,24 +67,29 @@ def load(
     weights: head → weight of its probability; default: the model's
       `value_weights`. Weigh by spread, not by worth alone: a probability of
       .01 moves the sum by no more than that.
-    pathways: of the histories that it will be asked about.
+    pipeline: of the histories that it will be asked about; None: of any.
+    session_items: m of the answers that it will be asked about; None: any.
 
   Raises:
     ValueError: the run is of another kind of model, a weight is of no head, or
-      the run reads other histories than those.
+      the run was trained on other histories or sessions than those.
   """
   mesh = mesh or partitioning.make_mesh(config_lib.MeshConfig())
   system, params = assemble.load(workdir, name, mesh)
-  model, reads = system.model, system.config.pipeline.pathways
+  model = system.model
   if not isinstance(model, reward_lib.RewardModel):
     raise ValueError(
       f"{name} is a {system.config.model.system}, which gives no rewards; name "
       "a run of session_reward or p_score"
     )
-  if pathways is not None and pathways != reads:
+  if pipeline is not None:
+    _check_histories(name, system.config.pipeline, pipeline)
+  size = getattr(model, "session_size", None)
+  if None not in (size, session_items) and size != session_items:
     raise ValueError(
-      f"{name} was trained on {reads} and is asked about {pathways}; train it "
-      "with the pipeline.pathways of the model to be aligned"
+      f"{name} was trained on sessions of {size} and is asked about answers of "
+      f"{session_items}; train it with model.session_size={session_items}, or "
+      "judge items by a p_score"
     )
   weights = dict(weights or model.value_weights)
   unknown = sorted(set(weights) - {term.head for term in model.terms})
@@ -95,3 +101,19 @@ def load(
   catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
   value = _Value(model, tuple(sorted(weights.items())))
   return jax.tree_util.Partial(value, params, catalogue)
+
+
+def _check_histories(
+  name: str, own: config_lib.PipelineConfig, asked: config_lib.PipelineConfig
+) -> None:
+  """Refuses histories that a reward model was not trained on."""
+  fields = ["pathways"]
+  if not asked.pathways.on:  # Then max_history is not read.
+    fields.append("max_history")
+  for field in fields:
+    was, now = getattr(own, field), getattr(asked, field)
+    if was != now:
+      raise ValueError(
+        f"{name} was trained on pipeline.{field}={was} and is asked about "
+        f"{now}; train it with the pipeline.{field} of the model to be aligned"
+      )

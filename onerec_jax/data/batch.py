@@ -13,7 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 # Fields hold arrays of the shapes below, but also shapes and shardings inside
 # tree maps, so the fields themselves are not checked; functions are.
@@ -66,6 +66,13 @@ def target_weights(batch: Batch) -> Float[Array, "B T"]:
   return real * batch.labels.get("weight", 1.0)
 
 
+def target_segments(batch: Batch) -> Int[Array, "B T"]:
+  """Whose target each is; no meaning at padding."""
+  # The position before visible_until is in the target's segment by contract.
+  last = jnp.maximum(batch.visible_until - 1, 0)
+  return jnp.take_along_axis(batch.segment, last, axis=1)
+
+
 def static(batch: Batch) -> Bool[Array, "B S"]:
   """Which context positions are user tokens: they have no time."""
   return (batch.items == 0) & (batch.segment > 0)
@@ -74,11 +81,9 @@ def static(batch: Batch) -> Bool[Array, "B S"]:
 def visible(batch: Batch) -> Bool[Array, "B T S"]:
   """Which context positions each target sees."""
   position = jnp.arange(batch.items.shape[1])[None, None, :]
-  # The position before visible_until is in the target's segment by contract;
-  # padding targets (visible_until = 0) are cut by the range test below.
-  last = jnp.maximum(batch.visible_until - 1, 0)
-  own = jnp.take_along_axis(batch.segment, last, axis=1)
+  own = target_segments(batch)
   same = batch.segment[:, None, :] == own[:, :, None]
+  # Padding targets (visible_until = 0) see nothing by this.
   before = position < batch.visible_until[:, :, None]
   recent = position >= batch.visible_from[:, :, None]
   user_token = (batch.items == 0)[:, None, :]

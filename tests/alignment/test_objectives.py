@@ -155,6 +155,28 @@ def test_feedback_becomes_advantages(kind, want):
   assert not got[~places].any()
 
 
+def test_pairs_are_of_one_users_liked_and_disliked():
+  """Against loops over targets; padding and other users' are no pairs."""
+  rng = np.random.default_rng(5)
+  batch, places = labelled(like=[0] * 7)
+  advantage = rng.choice([-0.5, 0.0, 2.0], places.shape).astype(np.float32)
+  advantage[~places] = 0
+  tokens = -rng.exponential(1.0, (*places.shape, 3)).astype(np.float32)
+  last = np.maximum(np.asarray(batch.visible_until) - 1, 0)
+  user = np.take_along_axis(np.asarray(batch.segment), last, axis=1)
+  want = np.zeros(places.shape)
+  for b, i in np.argwhere(advantage > 0):
+    worse = [
+      j for j in np.flatnonzero(advantage[b] < 0) if user[b, j] == user[b, i]
+    ]
+    margins = [tokens[b, i].sum() - tokens[b, j].sum() for j in worse]
+    losses = [np.log1p(np.exp(-margin)) for margin in margins]
+    want[b, i] = advantage[b, i] * (np.mean(losses) if losses else 0.0)
+  got = feedback.pair_loss(jnp.asarray(tokens), batch, jnp.asarray(advantage))
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  assert (want > 0).any()
+
+
 def test_logged_probabilities_bound_positives_as_on_whole_items():
   """GBPO's gradient on items, in probabilities; negatives stay per token."""
   rng = np.random.default_rng(4)

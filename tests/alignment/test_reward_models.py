@@ -5,6 +5,9 @@ That is clicked with probability .9, the rest with .1, so the best AUC of a
 click is .9² + ½ · 2 · .9 · .1 = .9: what is left is chance.
 """
 
+import copy
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -242,11 +245,20 @@ def test_a_pipeline_that_does_not_fit_is_refused(folder, changes, message):
 def test_what_is_no_reward_model_or_reads_otherwise_is_refused(
   folder, monkeypatch
 ):
-  with pytest.raises(ValueError, match=r"short=3.*pipeline\.pathways"):
-    reward_models.load(
-      folder, "p_score", pathways=config_lib.PathwaysConfig(short=3)
-    )
   config = config_of(folder / "raw", "p_score")
+  load = functools.partial(reward_models.load, folder)
+  load("session_reward", pipeline=config.pipeline, session_items=M)
+  # A P-Score judges sessions by their items.
+  load("p_score", pipeline=config.pipeline, session_items=M)
+  with pytest.raises(ValueError, match=r"sessions of 2 .*answers of 1"):
+    load("session_reward", pipeline=config.pipeline, session_items=1)
+  other = copy.deepcopy(config.pipeline)
+  other.max_history = 19
+  with pytest.raises(ValueError, match=r"max_history=20 .*asked about 19"):
+    load("p_score", pipeline=other)
+  other.pathways = config_lib.PathwaysConfig(short=3)
+  with pytest.raises(ValueError, match=r"short=3.*pipeline\.pathways"):
+    load("p_score", pipeline=other)
   config.model = model_configs.SASRecConfig()
   system = workflow.assembled(config, folder)
   monkeypatch.setattr(assemble, "load", lambda *_: (system, None))
