@@ -168,8 +168,9 @@ class PipelineConfig:
   order: str = "shuffled"
   """Of rows: `shuffled` anew each epoch, or `time`, a stream over all users."""
   imitate: str = "all"
-  """Which targets the next-token loss is on: `all`, or those marked
-  `positive` (prepare.positive); then held-out evaluation asks for these."""
+  """Which targets the next-token loss is on: `all`; those marked `positive`
+  (prepare.positive); or `rsft`, those of the requests that were played longest
+  (data/rsft.py). Held-out evaluation asks for the same."""
   labels: bool = False
   """Batches carry what came of showing each target (see data/batch.py), for
   reward models and feedback."""

@@ -8,14 +8,15 @@ r"""What alignment starts from, on the simulated world: imitation alone.
 start from; `free`, for the format reward, is `item` with a softmax over all
 codes, so that it can be asked without the prefix index. All learn the positive
 answers among all that the log shows, on the data of onerec.py, so that
-session_reward.py and p_score.py can judge them. docs/alignment.md has cost.
+session_reward.py and p_score.py can judge them. `rsft` is `item` on all answers
+of the requests that were played longest (V1 §2.4). docs/alignment.md has cost.
 """
 
 from experiments.simulator import onerec
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs
 
-VARIANTS = ("session", "item", "free")
+VARIANTS = ("session", "item", "free", "rsft")
 
 
 def get_config(arg: str = "session") -> config_lib.Config:
@@ -30,7 +31,7 @@ def get_config(arg: str = "session") -> config_lib.Config:
   if arg == "session":
     return c
   c.pipeline.targets = "request"
-  c.pipeline.imitate = "positive"
+  c.pipeline.imitate = "rsft" if arg == "rsft" else "positive"
   c.model = model_configs.LazyDecoderConfig(
     num_layers=2,
     d_model=64,
@@ -39,6 +40,6 @@ def get_config(arg: str = "session") -> config_lib.Config:
     sid_embed_dim=16,
     dropout=0.1,
     context_dropout=0.1,
-    constrained_softmax=arg == "item",
+    constrained_softmax=arg != "free",
   )
   return c

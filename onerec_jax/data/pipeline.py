@@ -121,7 +121,7 @@ def training_rows(
   Raises:
     ValueError: an empty training split, or sizes or an order that do not fit.
   """
-  rows_lib.check_imitate(config)
+  rows_lib.check_imitate(prepared, config)
   segments = _training_segments(prepared, config)
   if not len(segments):
     raise ValueError(
@@ -230,8 +230,8 @@ def evaluation_batches(
 
   for index in range(len(prepared)) if users is None else users:
     record = prepared.user(int(index))
-    asked = rows_lib.imitated(record, config) & (record.split == split)
-    for event in np.flatnonzero(asked):
+    wanted = rows_lib.imitated(prepared, record, config)
+    for event in np.flatnonzero(wanted & (record.split == split)):
       pending.append((record, int(event)))
       if len(pending) == batch_size:
         yield flush()

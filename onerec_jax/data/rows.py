@@ -16,7 +16,7 @@ import numpy as np
 
 from onerec_jax import config as config_lib
 from onerec_jax.data import lifelong as lifelong_lib
-from onerec_jax.data import packing, shards
+from onerec_jax.data import packing, rsft, shards
 from onerec_jax.data.batch import Batch
 
 
@@ -28,20 +28,28 @@ def feature_sizes(prepared: shards.PreparedData) -> dict[str, int]:
   return sizes
 
 
-def check_imitate(config: config_lib.PipelineConfig) -> None:
-  """Refuses an unknown `pipeline.imitate`."""
-  if config.imitate not in ("all", "positive"):
+def check_imitate(
+  prepared: shards.PreparedData, config: config_lib.PipelineConfig
+) -> None:
+  """Refuses a `pipeline.imitate` that is unknown or that the data lack."""
+  if config.imitate not in ("all", "positive", "rsft"):
     raise ValueError(
-      f"pipeline.imitate={config.imitate!r}: want all or positive"
+      f"pipeline.imitate={config.imitate!r}: want all, positive or rsft"
     )
+  if config.imitate == "rsft":
+    rsft.median(prepared)
 
 
 def imitated(
-  record: shards.UserRecord, config: config_lib.PipelineConfig
+  prepared: shards.PreparedData,
+  record: shards.UserRecord,
+  config: config_lib.PipelineConfig,
 ) -> np.ndarray:
   """Which events [n] the next-token loss and evaluation ask for."""
   if config.imitate == "positive":
     return record.positive
+  if config.imitate == "rsft":
+    return rsft.kept(prepared, record)
   return np.ones(len(record.items), bool)
 
 
@@ -53,7 +61,8 @@ def labels(
   """Name → float32 [n]: the labels of a user's events (see data/batch.py)."""
   found = {}
   if config.imitate != "all":
-    found["weight"] = imitated(record, config).astype(np.float32)
+    wanted = imitated(prepared, record, config)
+    found["weight"] = wanted.astype(np.float32)
   if config.labels:
     found["positive"] = record.positive.astype(np.float32)
     for name, spec in prepared.manifest["bucketing"]["event"].items():

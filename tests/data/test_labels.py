@@ -103,8 +103,66 @@ def test_imitating_positive_events_alone(tmp_path):
   assert asked == held_out
 
 
+def _with_plays(seed):
+  """Users whose events have play times, some unknown."""
+  rng, users = np.random.default_rng(seed), []
+  for number in range(1, 10):
+    user = test_organisation._user(number, rng)
+    plays = rng.choice([0.0, 500.0, 1000.0, np.nan], len(user.items))
+    signals = {"play_time_ms": plays.astype(np.float32)}
+    users.append(user._replace(signals=signals))
+  return users
+
+
+@pytest.mark.parametrize("targets", ["next_item", "request"])
+def test_imitating_the_requests_that_were_played_longest(tmp_path, targets):
+  """Against sums over (user, request) by hand."""
+  users = _with_plays(3)
+  total, part_of, training = {}, {}, set()
+  for user in users:
+    for i, item in enumerate(user.items.tolist()):
+      part = user.user, int(user.request[i]), bool(user.split[i] == 0)
+      play = user.signals["play_time_ms"][i]
+      known = 0.0 if np.isnan(play) else float(play)
+      total[part] = total.get(part, 0.0) + known
+      part_of[item] = part
+      if part[2]:
+        training.add(part)
+  middle = np.median([total[part] for part in training])
+  kept = lambda item: total[part_of[item]] >= middle
+
+  prepared = test_pipeline.write(tmp_path / "prepared", users)
+  config = _config(imitate="rsft", targets=targets)
+  weights = {}
+  for row in _rows(prepared, config):
+    assert not row["labels"]["weight"][row["targets"] == 0].any()
+    for item, weight in zip(row["targets"].tolist(), row["labels"]["weight"]):
+      if item:
+        weights[item] = float(weight)
+  assert set(weights.values()) == {0.0, 1.0}
+  assert weights == {item: float(kept(item)) for item in weights}
+  asked = [
+    int(target)
+    for _, queries in pipeline.evaluation_batches(
+      prepared, pipeline.TEST, config, 4
+    )
+    for target in queries.target
+    if target
+  ]
+  held_out = [i for u in users for i in u.items[u.split == 2].tolist()]
+  assert asked == [item for item in held_out if kept(item)]
+  assert 0 < len(asked) < len(held_out)
+
+
+def test_play_times_are_needed_to_imitate_by_them(tmp_path):
+  prepared = test_pipeline.write(tmp_path / "prepared", _with_plays(3))
+  prepared.manifest["signals"] = []
+  with pytest.raises(ValueError, match="imitate=rsft .*no play_time_ms"):
+    pipeline.training_rows(prepared, _config(imitate="rsft"))
+
+
 def test_a_wrong_choice_is_refused(world):
-  with pytest.raises(ValueError, match="imitate='liked'.*all or positive"):
+  with pytest.raises(ValueError, match="imitate='liked'.*all, positive or"):
     pipeline.training_rows(world[0], _config(imitate="liked"))
 
 
