@@ -1,5 +1,6 @@
 """What the README and the guides promise: their commands, word for word."""
 
+import ast
 import os
 import pathlib
 import re
@@ -130,15 +131,34 @@ def test_commands_of_a_page_need_no_activated_environment(page):
   assert all(command.endswith(".venv/bin/") for command in commands)
 
 
+def _missing(text):
+  """Paths in code that are not there, as `launch/quickstart.sh`."""
+  rooms = "onerec_jax|launch|experiments|docs|tests|benchmarks|results"
+  named = re.findall(rf"(?<![\w/.])(?:{rooms})/[\w/]*\.(?:py|sh|md)\b", text)
+  return [path for path in named if not (ROOT / path).exists()]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_every_file_a_page_names_is_there(page):
   text = page.read_text()
   links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
   missing = [link for link in links if not (page.parent / link).exists()]
-  # Paths in code, as `launch/quickstart.sh` or docs/training.md.
-  rooms = "onerec_jax|launch|experiments|docs|tests|benchmarks|results"
-  named = re.findall(rf"(?<![\w/.])(?:{rooms})/[\w/]*\.(?:py|sh|md)\b", text)
-  missing += [path for path in named if not (ROOT / path).exists()]
+  assert not missing + _missing(text)
+
+
+@pytest.mark.parametrize("room", ["experiments", "launch", "benchmarks"])
+def test_every_file_a_program_names_is_there(room):
+  """Programs say in their docstrings which page has their figures."""
+  modules = sorted((ROOT / room).rglob("*.py"))
+  texts = {
+    path: ast.get_docstring(ast.parse(path.read_text())) for path in modules
+  }
+  assert sum(bool(text) for text in texts.values()) > len(modules) / 2
+  missing = {
+    str(path.relative_to(ROOT)): found
+    for path, text in texts.items()
+    if (found := _missing(text or ""))
+  }
   assert not missing
 
 
