@@ -12,9 +12,11 @@ items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
 sessions   sft.py:session, session_reward.py, ipa.py with each loss
 ratio      IPA on 1% to 50% of the sessions (OneRec Figure 5)
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
-stability  ECPO and GRPO at higher rates with a sampler that is never renewed
-legality   free draws at a higher rate and weight, without and with the format
-           reward, on random draws and on the most probable
+stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
+           sampler that is never renewed
+legality   free draws at ten times the rate, the objective weighing ten times the
+           next-token loss, without and with the format reward, on random draws
+           and on the most probable
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
 """
 
@@ -121,18 +123,23 @@ def _groups() -> Runs:
 
 
 def _stability() -> Runs:
-  stale = {"alignment.sync_every": ipa.STEPS, "alignment.weight": 1.0}
+  stale = {
+    "alignment.sync_every": ipa.STEPS,
+    "alignment.weight": 1.0,
+    "alignment.search": "sample",
+    "alignment.temperature": 2.0,
+    "alignment.gate": 1.0,
+  }
   return {
-    f"stale_{name}_x{rate}": _at_rate(
-      sweep.changed(ecpo.get_config(name), stale), rate
+    f"stale_{name}": _at_rate(
+      sweep.changed(ecpo.get_config(name), stale), RATES[-1]
     )
-    for rate in RATES[1:]
     for name in ("ecpo", "grpo")
   }
 
 
 def _legality() -> Runs:
-  hard = {"alignment.weight": 1.0, "alignment.gate": 1.0}
+  hard = {"alignment.weight": 10.0, "alignment.gate": 1.0}
   return {
     f"legality_{name}": _at_rate(
       sweep.changed(ecpo.get_config(name), hard), RATES[-1]
