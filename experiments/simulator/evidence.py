@@ -14,9 +14,9 @@ ratio      IPA on 1% to 50% of the sessions (OneRec Figure 5)
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
-legality   free draws at ten times the rate, the objective weighing ten times the
-           next-token loss, without and with the format reward, on random draws
-           and on the most probable
+legality   free draws at ten times the rate, the objective weighing ten times
+           the next-token loss, without and with the format reward, on random
+           draws and on the most probable
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
 """
 
