@@ -99,14 +99,12 @@ def session_values(
     state: State, now: np.ndarray, numbers: np.ndarray, slate: Slate, *_: object
   ) -> None:
     del numbers  # counted over all users
-    place = np.full(len(made), -1)
-    place[now] = np.arange(len(now))
-    rows = np.flatnonzero((place[users] >= 0) & (made[users] == requests))
+    rows, place = _asked(users, requests, now, made)
     made[now] += 1
     who = users[rows]
     for prefix, sessions in (
       ("", items[rows]),
-      ("logged_", slate.items[place[who], :m]),
+      ("logged_", slate.items[place, :m]),
       ("oracle_", oracle(state, who, np.zeros((len(who), m))).items),
     ):
       found = session_worth(world, state, who, sessions)
@@ -115,6 +113,16 @@ def session_values(
   run(world, policy, num_days, observe=observe)
   _check_found(values, users, requests)
   return values
+
+
+def _asked(
+  users: np.ndarray, requests: np.ndarray, now: np.ndarray, made: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+  """Rows that ask for what the users `now` do; which of these each means."""
+  place = np.full(len(made), -1)
+  place[now] = np.arange(len(now))
+  rows = np.flatnonzero((place[users] >= 0) & (made[users] == requests))
+  return rows, place[users[rows]]
 
 
 def _store(
