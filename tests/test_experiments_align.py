@@ -1,0 +1,82 @@
+"""The alignment experiments as they stand: their configs fit each other."""
+
+import pytest
+
+from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
+from onerec_jax.alignment import checks, objectives, rewards
+
+IPA = ("once", *sorted(objectives.PAIRS))
+ALIGNED = [
+  *((ipa, arg) for arg in IPA),
+  *((ecpo, arg) for arg in ecpo.VARIANTS),
+  *((gbpo, arg) for arg in gbpo.VARIANTS),
+]
+
+
+def renewals(config):
+  """How often a run's sampler becomes the policy anew, the start left out."""
+  return (config.training.num_steps - 1) // config.alignment.sync_every
+
+
+@pytest.mark.parametrize(
+  ("module", "arg"), ALIGNED, ids=lambda x: getattr(x, "__name__", x)
+)
+def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
+  config = module.get_config(arg)
+  settings = config.alignment
+  starts = {f"sft_{name}": sft.get_config(name) for name in sft.VARIANTS}
+  start = starts[settings.start]
+  assert config.model == start.model
+  assert config.prepare == start.prepare
+  assert config.tokenizer == start.tokenizer
+  assert config.name not in starts
+  assert set(rewards.runs_of(settings.rewards)) <= {"p_score", "session_reward"}
+  assert bool(settings.objective) == bool(settings.rewards)
+  assert not list(checks._about_numbers(settings))
+  assert not list(checks._about_requests(config))
+  assert not list(checks._about_rewards(settings))
+
+
+@pytest.mark.parametrize("arg", IPA)
+def test_ipa_renews_its_sampler(arg):
+  """Iterations are what its name is about; `once` is without them."""
+  found = renewals(ipa.get_config(arg))
+  assert found == 0 if arg == "once" else found >= 2
+
+
+@pytest.mark.parametrize("module", [ecpo, gbpo, ipa, sft])
+def test_an_unknown_argument_is_refused(module):
+  with pytest.raises(ValueError, match="'nothing': want"):
+    module.get_config("nothing")
+
+
+@pytest.mark.parametrize("arg", sft.VARIANTS)
+def test_starts_differ_in_what_they_are_named_after(arg):
+  config = sft.get_config(arg)
+  assert config.name == f"sft_{arg}"
+  assert not config.alignment.start
+  if arg == "rsft":
+    item = sft.get_config("item")
+    assert config.pipeline.imitate == "rsft"
+    config.name, config.pipeline.imitate = item.name, item.pipeline.imitate
+    assert config == item
+
+
+@pytest.mark.parametrize("study", evidence._STUDIES)
+def test_studies_start_from_runs_of_their_own_seed(study):
+  """And are judged by such: those of the studies that come first."""
+  known = {
+    name
+    for first in ("items", "sessions")
+    for name in evidence.get_sweep(f"{first}:2")
+  }
+  for name, config in evidence.get_sweep(f"{study}:2").items():
+    suffix = "_s1" if name.endswith("_s1") else ""
+    assert config.training.seed == bool(suffix)
+    if not config.alignment.start:
+      continue
+    needed = [
+      config.alignment.start, *rewards.runs_of(config.alignment.rewards)
+    ]  # fmt: skip
+    assert set(needed) <= known
+    assert all(run.endswith("_s1") == bool(suffix) for run in needed)
