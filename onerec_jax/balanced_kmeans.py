@@ -44,20 +44,10 @@ def capped_assign(
   row = jnp.arange(rows, dtype=jnp.int32)
   pieces = kmeans.split(points, chunks), kmeans.split(row, chunks)
 
-  def nearest_open(limit: Array, last: Array) -> tuple[Array, Array]:
-    def one(chunk: tuple) -> tuple[Array, Array]:
-      distances = kmeans.squared_distances(chunk[0], centroids)
-      is_open = (distances < limit[None]) | (
-        (distances == limit[None]) & (chunk[1][:, None] <= last[None])
-      )
-      return kmeans.arg_min(jnp.where(is_open, distances, jnp.inf))
-
-    codes, distances = jax.lax.map(one, pieces)
-    return kmeans.join(codes, rows), kmeans.join(distances, rows)
-
   def body(state: tuple) -> tuple:
     limit, last = state[:2]
-    codes, distances = nearest_open(limit, last)
+    codes, distances = _nearest_open(pieces, centroids, limit, last)
+    codes, distances = kmeans.join(codes, rows), kmeans.join(distances, rows)
     asked = jnp.where(valid, codes, num_codes)
     asked_sorted, by_distance, by_row = jax.lax.sort(
       (asked, distances, row), num_keys=3
@@ -80,6 +70,25 @@ def capped_assign(
   state = jax.lax.while_loop(lambda state: state[4], body, state)
   codes = jnp.where(valid, state[2], num_codes - 1)
   return codes, state[3]
+
+
+def _nearest_open(
+  pieces: tuple[Array, Array], centroids: Array, limit: Array, last: Array
+) -> tuple[Array, Array]:
+  """Of pieces (points, rows): the nearest clusters not closed to them yet.
+
+  A cluster takes what is nearer than its limit [K] and, at the limit, rows up
+  to its last [K].
+  """
+
+  def one(chunk: tuple) -> tuple[Array, Array]:
+    distances = kmeans.squared_distances(chunk[0], centroids)
+    is_open = (distances < limit[None]) | (
+      (distances == limit[None]) & (chunk[1][:, None] <= last[None])
+    )
+    return kmeans.arg_min(jnp.where(is_open, distances, jnp.inf))
+
+  return jax.lax.map(one, pieces)
 
 
 @jax.jit

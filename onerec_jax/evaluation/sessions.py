@@ -64,22 +64,8 @@ def evaluate(
     item of each request, `split` gets the ending `_sessions`.
   """
   start = time.perf_counter()
-  m, size = config.pipeline.session_items, batch_size(config)
-  shown = {c: np.zeros((len(requests), m), np.int32) for c in protocol.COLUMNS}
-  known = prepared.item_counts > 0
-  with protocol.bar_of(progress) as bar:
-    task = bar.add_task(f"sessions of {config.name}", total=len(requests))
-    for batch, rows in held_out.batches(
-      prepared, requests, config.pipeline, m, size
-    ):
-      one = held_out.first_of_session(batch)
-      for column in protocol.COLUMNS:
-        allowed = None
-        if column:
-          allowed = allowed_items(prepared, requests, rows, known, size)
-        items = np.asarray(retrieve(one, allowed)[0])[: len(rows), :m]
-        shown[column][rows, : items.shape[1]] = items
-      bar.update(task, advance=len(rows))
+  m = config.pipeline.session_items
+  shown = _shown(retrieve, prepared, requests, config, progress)
   category = prepared.item_features().get("category")
   per_query = {"good": requests.good.astype(np.float32)}
   for column, sessions in shown.items():
@@ -103,6 +89,33 @@ def evaluate(
     filtered_items=shown["filtered/"],
     per_query=per_query,
   )
+
+
+def _shown(
+  retrieve: Retrieve,
+  prepared: shards.PreparedData,
+  requests: held_out.Requests,
+  config: config_lib.Config,
+  progress: bool,
+) -> dict[str, np.ndarray]:
+  """The sessions of each column: int32 [Q, m], 0 for an empty slot."""
+  m, size = config.pipeline.session_items, batch_size(config)
+  shown = {c: np.zeros((len(requests), m), np.int32) for c in protocol.COLUMNS}
+  known = prepared.item_counts > 0
+  with protocol.bar_of(progress) as bar:
+    task = bar.add_task(f"sessions of {config.name}", total=len(requests))
+    for batch, rows in held_out.batches(
+      prepared, requests, config.pipeline, m, size
+    ):
+      one = held_out.first_of_session(batch)
+      for column in protocol.COLUMNS:
+        allowed = None
+        if column:
+          allowed = allowed_items(prepared, requests, rows, known, size)
+        items = np.asarray(retrieve(one, allowed)[0])[: len(rows), :m]
+        shown[column][rows, : items.shape[1]] = items
+      bar.update(task, advance=len(rows))
+  return shown
 
 
 def validator(

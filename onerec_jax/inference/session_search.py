@@ -66,15 +66,9 @@ def session_search(
         variables, step, previous, cache, context, method="decode_step"
       )
       scores, node, previous, parent = beam_search.expand(
-        index,
-        level,
-        logits,
-        scores,
-        node,
-        width,
-        model.constrained_softmax,
+        index, level, logits, scores, node, width, model.constrained_softmax,
         functools.partial(prefix_index.has_unused, index, counts, used, level),
-      )
+      )  # fmt: skip
       used = _of_parents(used, parent)
       if step + 1 < model.session_items * levels:
         cache = beam_search.reorder(cache, parent)

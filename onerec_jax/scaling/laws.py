@@ -194,11 +194,7 @@ def fit(
   by_points = len(x) >= POINTS_PER_CONSTANT * len(names)
   resampled = []
   for _ in range(resamples):
-    if by_points:
-      rows = rng.integers(len(x), size=len(x))
-      draw = x[rows], points.loss[rows]
-    else:
-      draw = x, _residual_draw(rng, fitted, points.loss, len(names), method)
+    draw = _draw(rng, x, points.loss, fitted, len(names), method, by_points)
     resampled.append(_constants(_solve(start, *draw, method)[0], centre))
   printed = []
   for _ in range(resamples if points.rounding else 0):
@@ -217,6 +213,14 @@ def fit(
     residuals=residuals,
     r_squared=float(1 - residuals.var() / points.loss.var()),
   )
+
+
+def _draw(rng, x, loss, fitted, constants, method, by_points):
+  """One resample of the bootstrap: designs and losses; see `fit`."""
+  if by_points:
+    rows = rng.integers(len(x), size=len(x))
+    return x[rows], loss[rows]
+  return x, _residual_draw(rng, fitted, loss, constants, method)
 
 
 def _design(points):

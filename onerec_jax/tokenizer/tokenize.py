@@ -93,33 +93,42 @@ def tokenize(
     def stage(text: str) -> None:
       progress.update(task, description=text, advance=1)
 
-    def aligning(step: int, steps: int, loss: float) -> None:
-      text = f"item vectors: step {step}/{steps}, loss {loss:.3f}"
-      progress.update(task, description=text)
-
-    offsets, events = training_events(prepared)
-    stage("item vectors")
-    vectors, frozen, line = item_vectors.fit(
-      config, prepared.items, offsets, events, aligning
-    )
-    progress.console.print(line, highlight=False)
-    fitted = vectorizer.Fitted(
-      frozen, vectors, prepared.manifest["fingerprint"]
-    )
+    fitted = _fit_vectors(config, prepared, progress, task)
     if coded:
       fitted.save(folder)
       return semantic_ids.SemanticIds.load(folder)
     coding = residual.fit(
-      vectors, config, mesh, lambda level: stage(f"level {level + 1}")
+      fitted.vectors, config, mesh, lambda level: stage(f"level {level + 1}")
     )
     stage("quality")
-    ids = as_artefact(vectors, coding, config, name)
+    ids = as_artefact(fitted.vectors, coding, config, name)
     progress.update(task, completed=config.num_levels + 3)
   fitted.save(folder)
   # Last: a folder with semantic IDs is whole.
   ids.save(folder)
   print_report(ids.report, console)
   return ids
+
+
+def _fit_vectors(
+  config: config_lib.TokenizerConfig,
+  prepared: shards.PreparedData,
+  progress: rich.progress.Progress,
+  task: rich.progress.TaskID,
+) -> vectorizer.Fitted:
+  """Reads the training events and makes the items' vectors of them."""
+
+  def aligning(step: int, steps: int, loss: float) -> None:
+    text = f"item vectors: step {step}/{steps}, loss {loss:.3f}"
+    progress.update(task, description=text)
+
+  offsets, events = training_events(prepared)
+  progress.update(task, description="item vectors", advance=1)
+  vectors, frozen, line = item_vectors.fit(
+    config, prepared.items, offsets, events, aligning
+  )
+  progress.console.print(line, highlight=False)
+  return vectorizer.Fitted(frozen, vectors, prepared.manifest["fingerprint"])
 
 
 def _progress(console: rich.console.Console) -> rich.progress.Progress:
