@@ -21,6 +21,7 @@ from onerec_jax.alignment import (
   requests,
   reward_models,
   rewards,
+  rollouts,
 )
 from onerec_jax.data import features, pipeline
 from onerec_jax.inference import assemble
@@ -136,7 +137,7 @@ def _reward(
     run, _, head = name.partition("/")
     return reward_models.load(
       workdir, run, mesh, {head: 1.0} if head else None,
-      system.config.pipeline.pathways,
+      system.config.pipeline, rollouts.session_items(system.model),
     )  # fmt: skip
   module, _, function = name.partition(":")
   try:

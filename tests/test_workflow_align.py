@@ -1,7 +1,9 @@
 """Alignment of a trained run, end to end on a log with a pattern."""
 
 import copy
+import dataclasses
 import functools
+import shutil
 
 import jax
 import numpy as np
@@ -9,8 +11,9 @@ import pytest
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning, runs, workflow, workflow_align
-from onerec_jax.alignment import checks
+from onerec_jax.alignment import checks, rewards
 from onerec_jax.inference import assemble
+from onerec_jax.scaling import sweep
 from onerec_jax.training import metrics_writer
 from tests import tiny, worlds
 from tests.training.test_loop import _arrays, _KilledError
@@ -142,6 +145,40 @@ def test_a_run_that_harms_is_stopped_and_the_start_kept(trained, capsys):
     ({"feedback": "duration"}, "pipeline.labels"),
     ({"start": "nobody"}, "no run in"),
     ({"start": "self"}, "start from itself"),
+    (
+      {"feedback": "like", "pipeline.labels": True},
+      r"needs the labels \['like'\]",
+    ),
+    (
+      {"feedback": "positive", "pipeline.labels": True, "logged_policy": True},
+      r"needs the labels \['log_probability'\]",
+    ),
+    ({"objective": "s_dpo", "losers": 8}, "below alignment.group=8"),
+    ({"format_choice": "best"}, "want random or probable"),
+    ({"search": "greedy"}, "want beam or sample"),
+    ({"training.microbatches": 3}, "requests=8 is no multiple of training.mic"),
+    ({"requests": 0}, "requests=0"),
+    ({"rewards": ("p_score=much",)}, "rewards: 'p_score=much'"),
+    (
+      {"rewards": ("p_score=-1",), "suppressed": "category=red"},
+      "weigh by more than 0",
+    ),
+    *(
+      ({name: value}, f"alignment.{name}={value} must be")
+      for name, value in [
+        ("noise", 0.5),
+        ("noise", -0.1),
+        ("beta", 0.0),
+        ("temperature", 0.0),
+        ("sync_every", -1),
+        ("gate", -0.1),
+        ("gate", np.nan),
+        ("share", 1.1),
+        ("factor", -0.5),
+        ("epsilon", -0.2),
+        ("delta", -0.1),
+      ]
+    ),
   ],
 )
 def test_what_cannot_be_aligned_is_refused_by_name(trained, settings, told):
@@ -149,10 +186,87 @@ def test_what_cannot_be_aligned_is_refused_by_name(trained, settings, told):
   config, system = aligned(trained, "self")
   if settings.get("start") == "self":
     files.write_json(folder / "models/self/config.json", {})
-  for field, value in settings.items():
-    setattr(config.alignment, field, value)
+  config = sweep.changed(
+    config,
+    {
+      path if "." in path else f"alignment.{path}": value
+      for path, value in settings.items()
+    },
+  )
   with pytest.raises((ValueError, FileNotFoundError), match=told):
-    checks.check(system, folder)
+    checks.check(dataclasses.replace(system, config=config), folder)
+
+
+@pytest.mark.parametrize("requests", [0, 12])
+def test_requests_that_cannot_be_laid_out_are_refused(requests):
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  assert mesh.size == 8
+  checks.check_rows(16, mesh)
+  with pytest.raises(ValueError, match=f"requests={requests} .* 8 devices"):
+    checks.check_rows(requests, mesh)
+
+
+def test_a_run_is_bound_to_the_parameters_it_was_made_from(trained, tmp_path):
+  """A start or a reward model trained anew makes it another run."""
+  _, folder, _ = trained
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  models = tmp_path / "models"
+  shutil.copytree(models / START, models / "judge")
+  config, system = aligned(trained, "bound")
+  config.alignment.rewards = ("judge/head=1", "tests.alignment.judges:low_ids")
+  names = [START, *rewards.runs_of(config.alignment.rewards)]
+  assert names == [START, "judge"]
+  run = models / "bound"
+  claim = lambda: runs.claim(run, runs.record(system, tmp_path, names))
+  claim()
+  files.write_json(run / "best.json", {"step": 0})  # It has kept something.
+  claim()
+  for name in names:
+    # As bad as it gets: the same settings and step, another outcome.
+    path = models / name / "metrics.jsonl"
+    before = path.read_text()
+    path.write_text(before.replace('"ndcg@10": 0.', '"ndcg@10": 0.1'))
+    assert path.read_text() != before
+    with pytest.raises(ValueError, match=f"made_from.{name}: '.*' → '"):
+      claim()
+    path.write_text(before)
+    best = models / name / "best.json"
+    step = files.read_json(best)
+    files.write_json(best, {"step": 7})
+    with pytest.raises(ValueError, match=f"made_from.{name}"):
+      claim()
+    files.write_json(best, step)
+    # Another place of the same run is the same run.
+    record = files.read_json(models / name / "config.json")
+    record["config"]["prepare"]["data_dir"] = "/elsewhere"
+    files.write_json(models / name / "config.json", record)
+    claim()
+    record["config"]["training"]["seed"] = 9
+    files.write_json(models / name / "config.json", record)
+    with pytest.raises(ValueError, match=f"made_from.{name}"):
+      claim()
+    record["config"]["training"]["seed"] = 0
+    files.write_json(models / name / "config.json", record)
+  # What a survey of a sweep asks.
+  old = files.read_json(run / "config.json")
+  runs.claim(run, old | {"config": config_lib.to_dict(config)})
+  with pytest.raises(FileNotFoundError, match="no trained run 'nobody'"):
+    runs.record(system, tmp_path, ["nobody"])
+  # Ordinary runs have nothing of it.
+  assert "made_from" not in runs.record(system, tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("sync_every", "said"), [(0, True), (10, True), (9, False)]
+)
+def test_a_sampler_that_is_never_renewed_is_told(
+  trained, capsys, sync_every, said
+):
+  """Ten steps; 0 is an epoch, here of 30."""
+  config, _ = aligned(trained, "stale")
+  config.alignment.sync_every = sync_every
+  workflow_align._say_if_never_renewed(config, 30)
+  assert ("stay the start's" in capsys.readouterr().out) == said
 
 
 def test_a_start_of_another_model_is_refused(trained):
@@ -193,6 +307,15 @@ def test_rewards_are_summed_and_suppressed_by_config(trained):
   config.alignment.suppressed = "category=purple"
   with pytest.raises(ValueError, match="names no items"):
     workflow_align.make_reward(system, folder, mesh)
+  config.alignment.suppressed = ""
+  config.alignment.rewards = (
+    "tests.alignment.judges:low_ids=1",
+    "tests.alignment.judges:of_each_request=1",
+  )
+  wrong = workflow_align.make_reward(system, folder, mesh)
+  told = r"2, 'tests.alignment.judges:of_each_request=1', gave \(1, 1\)"
+  with pytest.raises(ValueError, match=told):
+    wrong.func(*wrong.args, histories, items)
   config.alignment.rewards = ("tests.alignment.judges:nothing=1",)
   with pytest.raises(ValueError, match="cannot import"):
     workflow_align.make_reward(system, folder, mesh)
