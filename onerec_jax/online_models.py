@@ -27,7 +27,7 @@ from onerec_jax.training import loop, optimizer, task
 from onerec_jax.training import step as step_lib
 
 _NEVER_STEPS = 1 << 30
-"""A run without an end: its schedule is warm-up and then constant."""
+"""A run without an end, as its schedule is constant."""
 
 
 class Model:
@@ -73,7 +73,7 @@ class Model:
       prepared: the log, all of it to train on.
       workdir: where reward models lie.
       updates: steps.
-      learning_rate: constant but for the optimizer's warm-up.
+      learning_rate: constant, from the first step.
       seed: of the order of rows.
     """
     if self._learner is None:
@@ -103,7 +103,9 @@ class _Learner:
     # The step donates its state; the one who serves keeps the parameters.
     params = jax.tree.map(jnp.copy, params)
     self._config = copy.deepcopy(system.config)
+    # Warmed up already: a few updates would all be spent on that.
     self._config.optimizer.schedule = "constant"
+    self._config.optimizer.warmup_steps = 0
     self._config.optimizer.learning_rate = learning_rate
     self._config.optimizer.table_learning_rate = 0.0
     self._system, self._mesh = system, mesh

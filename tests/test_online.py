@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from onerec_jax import (
   files,
   model_configs,
   online,
+  online_arms,
   online_models,
   partitioning,
   runs,
@@ -49,7 +51,8 @@ def _config(name, model, **pipeline):
   c.pipeline.row_positions, c.pipeline.row_targets = 12, 4
   c.pipeline.max_history = 8
   c.pipeline.labels = True
-  c.optimizer.learning_rate, c.optimizer.warmup_steps = 1e-2, 1
+  # Warm-up of the run's own, which is behind it when it serves.
+  c.optimizer.learning_rate, c.optimizer.warmup_steps = 1e-2, 100
   c.evaluation.beam_width, c.evaluation.batch_size = 4, 16
   for field, value in pipeline.items():
     setattr(c.pipeline, field, value)
@@ -80,7 +83,7 @@ def workdir(tmp_path_factory):
     params = tiny.random_params(system.model, example, system.catalogue, 0)
     run_directory = assemble.run_directory(folder, config.name)
     checkpoint.save_best(run_directory, 0, params)
-    files.write_json(run_directory / "config.json", runs.record(system))
+    files.write_json(run_directory / "config.json", runs.record(system, folder))
   return folder
 
 
@@ -107,9 +110,8 @@ def _settings(folder, **changes):
 @pytest.mark.slow
 def test_a_frozen_model_against_itself(workdir, tmp_path):
   """Common random numbers: not a single difference; and all is written."""
-  found = online.ab_test(
-    workdir, "lazy", "lazy", _settings(tmp_path / "aa", from_day=0)
-  )
+  arms = "two_tower", "two_tower"  # the quickest to compile
+  found = online.ab_test(workdir, *arms, _settings(tmp_path / "aa", from_day=0))
   for row in found:
     assert row["difference"] == row["low"] == row["high"] == 0.0
   record = json.loads((tmp_path / "aa" / "ab_test.json").read_text())
@@ -119,16 +121,78 @@ def test_a_frozen_model_against_itself(workdir, tmp_path):
   for name in ("forest.png", "days.png"):
     assert (tmp_path / "aa" / name).stat().st_size > 1000
   with pytest.raises(ValueError, match="holds something already"):
-    online.ab_test(workdir, "lazy", "lazy", _settings(tmp_path / "aa"))
+    online.ab_test(workdir, *arms, _settings(tmp_path / "aa"))
   late = _settings(tmp_path / "no", from_day=9)
   with pytest.raises(ValueError, match="from_day=9: the log has .* 0 to 2"):
-    online.ab_test(workdir, "lazy", "lazy", late)
+    online.ab_test(workdir, *arms, late)
+
+
+def test_the_world_is_the_runs_own(tmp_path):
+  """Not that of the run that was trained last."""
+
+  def write(name, **changes):
+    c = copy.deepcopy(CONFIGS[0])
+    for field, value in changes.items():
+      setattr(c.prepare.simulation, field, value)
+    run_directory = assemble.run_directory(tmp_path, name)
+    run_directory.mkdir(parents=True)
+    record = {"config": config_lib.to_dict(c)}
+    files.write_json(run_directory / "config.json", record)
+    files.write_json(run_directory / "best.json", {})
+
+  write("one", seed=1)
+  write("like_one", seed=1)
+  write("other", seed=2)
+  world_of = lambda *arms: online_arms.world_of(tmp_path, arms).seed
+  assert world_of("one", "like_one") == world_of("logging", "one/like_one") == 1
+  assert world_of("other", "oracle") == world_of("uniform", "oracle") == 2
+  with pytest.raises(ValueError, match="one and other .* different worlds"):
+    world_of("one", "other")
+  with pytest.raises(ValueError, match="one and other .* different worlds"):
+    world_of("logging", "one/other")
+  with pytest.raises(FileNotFoundError, match="no run 'none'"):
+    world_of("none", "one")
+
+
+@pytest.mark.slow
+def test_models_that_know_what_comes_are_refused(workdir, mesh, begun):
+  """The data train on the first day; a test may begin with the second."""
+  ask = lambda until: online_arms.make_arm(
+    "two_tower", workdir, begun[0], until, mesh
+  )
+  arm = ask(DAY_ZERO_MS + DAY_MS)
+  noon = DAY_ZERO_MS + DAY_MS // 2
+  with pytest.raises(ValueError, match="trained on days until 1.0, which"):
+    ask(noon)
+  prepared = copy.copy(arm.models[0].system.prepared)
+  prepared.manifest = prepared.manifest | {"split_boundaries_ms": None}
+  with pytest.raises(ValueError, match="not split by time; leave --from_day"):
+    online_arms._check_past(prepared, DAY_ZERO_MS + DAY_MS)
+
+
+@pytest.mark.slow
+def test_snapshots_of_a_log_lie_beside_it(served, workdir, tmp_path):
+  """Made of the vectors of the work directory's semantic IDs."""
+  model = copy.copy(served.models[0])
+  config = copy.deepcopy(model.system.config)
+  config.pipeline.pathways.lifelong, config.lifelong.every = 3, 4
+  model.system = dataclasses.replace(model.system, config=config)
+  learned = []
+  model.learn = lambda *given: learned.append(given)
+  mine = tmp_path / "arm_0" / "prepared"
+  shutil.copytree(model.system.prepared.directory, mine)
+  log = shards.PreparedData.open(mine.parent)
+  arm = dataclasses.replace(served, models=(model,))
+  online._learn(arm, log, workdir, _settings(tmp_path, updates=1), 0)
+  assert len([*(mine.parent / "lifelong").glob("*/manifest.json")]) == 1
+  assert not (workdir / "lifelong").exists()
+  assert learned[0][0].snapshots.manifest["users"] == len(log)
 
 
 @pytest.fixture(scope="module")
 def served(workdir, mesh, begun):
   """The arm `lazy`; its tests share what is compiled."""
-  return online.make_arm("lazy", workdir, begun[0], None, mesh)
+  return online_arms.make_arm("lazy", workdir, begun[0], None, mesh)
 
 
 def _anew(arm, world):
@@ -186,26 +250,42 @@ def test_what_is_shown_and_its_log_probability(
   assert len(whole) > 16 * window / 2
 
 
+@pytest.fixture(scope="module")
+def cascade(workdir, mesh, begun):
+  """The arm of that name; its tests share what is compiled."""
+  return online_arms.make_arm("cascade", workdir, begun[0], None, mesh)
+
+
+def _moved(before, params):
+  """The largest change of each parameter."""
+  return jax.tree.leaves(
+    jax.tree.map(lambda a, b: np.abs(a - np.asarray(b)).max(), before, params)
+  )
+
+
 @pytest.mark.slow
 def test_closing_the_loop_trains_on_and_keeps_the_codes(
-  served, workdir, begun, tmp_path
+  served, cascade, workdir, begun, tmp_path
 ):
   world, state, events = begun
-  arm = _anew(served, world)
-  model, asked = arm.models[0], np.arange(16, dtype=np.int32)
+  arms = [_anew(served, world), _anew(cascade, world)]
+  model, asked = arms[0].models[0], np.arange(16, dtype=np.int32)
   some = np.tile(np.arange(33) > 0, (16, 1))
   known = _anew(served, world).policy.histories.of(asked)
-  ask = lambda: arm.policy.answer(known, some)[1]
-  before, was = jax.tree.map(np.asarray, model.params), ask()
+  ask = lambda: arms[0].policy.answer(known, some)[1]
+  copies = lambda: [
+    jax.tree.map(np.asarray, m.params) for arm in arms for m in arm.models
+  ]
+  before, was = copies(), ask()
   codes = np.array(model.catalogue.codes)
-  (days,) = online.play(
-    [arm], workdir, world, state, events,
+  played = online.play(
+    arms, workdir, world, state, events,
     _settings(tmp_path, updates=2, days=3, learning_rate=1e-2),
   )  # fmt: skip
-  changed = jax.tree.map(
-    lambda a, b: np.abs(a - np.asarray(b)).max(), before, model.params
-  )
-  assert min(jax.tree.leaves(changed)) > 0
+  for old, new in zip(before, copies(), strict=True):
+    # Two steps at a constant rate, not the first of a hundred of warm-up.
+    assert max(_moved(old, new)) > 1e-2
+  assert min(_moved(before[0], model.params)) > 0
   # What was learned is served.
   assert np.abs(ask() - was).max() > 1e-3
   np.testing.assert_array_equal(model.catalogue.codes, codes)
@@ -213,17 +293,22 @@ def test_closing_the_loop_trains_on_and_keeps_the_codes(
   # Two mornings of two steps; both by one compiled program.
   assert int(learner._state.step) == 4
   assert learner._step._cache_size() == 1
-  # The log holds the world's events and the first two days of this arm.
-  stored = shards.PreparedData.open(tmp_path / "arm_0")
-  kept = concatenate([events, *days[:2]])
+  assert not np.array_equal(played[0][0].item, played[1][0].item)
+  for place, days in enumerate(played):
+    _check_log(tmp_path / f"arm_{place}", [events, *days[:2]])
+
+
+def _check_log(directory, logged):
+  """It holds the world's events and this arm's first days, and no other's."""
+  stored, kept = shards.PreparedData.open(directory), concatenate(logged)
   assert int(stored.lengths.sum()) == len(kept)
-  place = stored.users["raw_id"].to_pylist().index("u3")
-  record, mine = stored.user(place), kept.user == 3
-  np.testing.assert_array_equal(record.items, kept.item[mine] + 1)
-  np.testing.assert_allclose(
-    record.signals["log_probability"], kept.log_probability[mine], rtol=1e-6
-  )
-  assert (record.split == 0).all()
+  for place, raw in enumerate(stored.users["raw_id"].to_pylist()):
+    record, mine = stored.user(place), kept.user == int(raw[1:])
+    np.testing.assert_array_equal(record.items, kept.item[mine] + 1)
+    np.testing.assert_allclose(
+      record.signals["log_probability"], kept.log_probability[mine], rtol=1e-6
+    )
+    assert (record.split == 0).all()
 
 
 @pytest.mark.slow
@@ -243,9 +328,9 @@ def test_an_aligned_run_goes_on_aligning(workdir, mesh):
 
 
 @pytest.mark.slow
-def test_a_cascade_retrieves_and_ranks(workdir, mesh, begun):
+def test_a_cascade_retrieves_and_ranks(cascade, workdir, mesh, begun):
   world, _, _ = begun
-  arm = online.make_arm("cascade", workdir, world, None, mesh)
+  arm = cascade
   first, second = arm.models
   histories = arm.policy.histories.of(np.arange(5, dtype=np.int32))
   allowed = np.ones((5, 33), bool)
@@ -268,6 +353,6 @@ def test_a_cascade_retrieves_and_ranks(workdir, mesh, begun):
     order = np.argsort(-np.asarray(heads["p"])[row, best - 1])[:SLOTS]
     np.testing.assert_array_equal(items[row], best[order])
   with pytest.raises(ValueError, match="lazy cannot rank given items"):
-    online.make_arm("two_tower/lazy", workdir, world, None, mesh)
+    online_arms.make_arm("two_tower/lazy", workdir, world, None, mesh)
   with pytest.raises(ValueError, match="want a run, or retrieval/ranker"):
-    online.make_arm("a/b/c", workdir, world, None, mesh)
+    online_arms.make_arm("a/b/c", workdir, world, None, mesh)

@@ -1,5 +1,7 @@
 """What a serving recommender knows, against the log prepared again."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -134,6 +136,10 @@ def test_a_policy_may_show_what_is_launched_and_not_of_late(world, tmp_path):
 
 def test_another_world_is_refused(world, tmp_path):
   config, prepared = _prepared(tmp_path)
-  other = World.create(config_lib.SimulationConfig(num_users=3, num_items=41))
-  with pytest.raises(ValueError, match="40 items .* are not the 41"):
+  # As many items of as many users: their names do not tell.
+  other = World.create(dataclasses.replace(SIMULATION, seed=7))
+  with pytest.raises(ValueError, match="made by another world .* seed=7"):
     serving.Histories(prepared, config, other)
+  larger = World.create(dataclasses.replace(SIMULATION, num_items=41))
+  with pytest.raises(ValueError, match="40 items .* are not the 41"):
+    serving.check(prepared, larger)
