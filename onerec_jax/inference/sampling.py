@@ -7,6 +7,7 @@ ones). Draws are independent, hence may repeat: `beam_search` gives different
 items.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -70,6 +71,9 @@ def sample(
       "free sampling needs a model with a softmax over all codes: train it "
       "with model.constrained_softmax=False"
     )
+  choose = functools.partial(
+    _choose, index, count, constrained, temperature, model.constrained_softmax
+  )
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
   rows = batch.items.shape[0]
@@ -80,35 +84,54 @@ def sample(
     logits, cache = model.apply(
       variables, level, previous, cache, context, method="decode_step"
     )
-    logits, each = logits.astype(jnp.float32), jax.random.fold_in(key, level)
-    codes, child = prefix_index.children(index, level, node)
-    here = jnp.take_along_axis(logits, codes, axis=-1)
-    if constrained:
-      alive = prefix_index.is_alive(index, level, child)
-      allowed = jnp.where(alive, here, -jnp.inf)
-      place = _draw(each, allowed / temperature, count)
-      chosen, node = _pick(codes, place), _pick(child, place)
-    else:
-      chosen = _draw(each, logits / temperature, count)
-      same = (codes == chosen[..., None]) & (child >= 0)
-      node = jnp.max(jnp.where(same, child, -1), axis=-1)
-    if model.constrained_softmax:
-      # Over the codes that continue to an item, be that allowed or not.
-      known = jnp.where(child >= 0, here, -jnp.inf)
-      log_probabilities.append(_log_softmax_at(known, place))
-    else:
-      log_probabilities.append(_log_softmax_at(logits, chosen))
+    of_level = jax.random.fold_in(key, level)
+    previous, node, log_probability = choose(
+      level, node, logits.astype(jnp.float32), of_level
+    )
     if level == 0:
       # All samples come from the one BOS.
       parent = jnp.zeros((rows, count), jnp.int32)
       cache = beam_search.reorder(cache, parent)
-    drawn.append(chosen)
-    previous = chosen
+    drawn.append(previous)
+    log_probabilities.append(log_probability)
   return Samples(
     jnp.stack(drawn, axis=-1),
     prefix_index.leaf_items(index, node),
     jnp.stack(log_probabilities, axis=-1),
   )
+
+
+def _choose(
+  index: PrefixIndex,
+  count: int,
+  constrained: bool,
+  temperature: float,
+  known_alone: bool,
+  level: int,
+  node: Int[Array, "B W"],
+  logits: Float[Array, "B W K"],
+  key: jax.Array,
+) -> tuple[Int[Array, "B R"], Int[Array, "B R"], Float[Array, "B R"]]:
+  """Draws the codes of a level: (codes, where they lead, log-probabilities).
+
+  `known_alone`: the model's softmax is over the codes that continue to an item.
+  """
+  codes, child = prefix_index.children(index, level, node)
+  here = jnp.take_along_axis(logits, codes, axis=-1)
+  if constrained:
+    alive = prefix_index.is_alive(index, level, child)
+    allowed = jnp.where(alive, here, -jnp.inf)
+    place = _draw(key, allowed / temperature, count)
+    chosen, next_node = _pick(codes, place), _pick(child, place)
+  else:
+    chosen = _draw(key, logits / temperature, count)
+    same = (codes == chosen[..., None]) & (child >= 0)
+    next_node = jnp.max(jnp.where(same, child, -1), axis=-1)
+  if known_alone:
+    # Allowed or not: a restricted index does not change what is probable.
+    known = jnp.where(child >= 0, here, -jnp.inf)
+    return chosen, next_node, _log_softmax_at(known, place)
+  return chosen, next_node, _log_softmax_at(logits, chosen)
 
 
 def _pick(
