@@ -10,7 +10,7 @@ be compared with. All but `items` and `sessions` need those first.
 
 items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
 sessions   sft.py:session, session_reward.py, ipa.py with each loss
-ratio      IPA on 1% to 50% of the sessions (OneRec Figure 5)
+ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO)
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
@@ -97,16 +97,18 @@ def _sessions() -> Runs:
 
 
 def _ratio() -> Runs:
-  """Sessions of a batch: about 100. Each pair counts the same (docs)."""
-  base = sweep.changed(ipa.get_config("dpo"), {"pipeline.batch_size": 48})
-  weight = base.alignment.weight / base.alignment.requests
+  """A pair counts as much, beside a session imitated, whatever the share."""
+  single = ipa.get_config("dpo")
+  rows = 3 * single.pipeline.batch_size  # about 110 sessions
+  base = sweep.changed(single, {"pipeline.batch_size": rows})
+  of_pair = single.alignment.weight / single.alignment.requests / 3
   runs = {"ratio_0": _control(base)}
-  for requests in (1, 5, 20, 50):
+  for requests in (1, 5, 20):
     runs[f"ratio_{requests}"] = sweep.changed(
       base,
       {
         "alignment.requests": requests,
-        "alignment.weight": weight * requests,
+        "alignment.weight": of_pair * requests,
       },
     )
   return runs
