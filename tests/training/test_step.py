@@ -12,6 +12,7 @@ from onerec_jax import config as config_lib
 from onerec_jax import partitioning
 from onerec_jax.data import pipeline
 from onerec_jax.training import loop, losses, optimizer, state, step
+from tests.tiny import jit as compile_quickly
 
 
 def _start(tiny, mesh_config, devices, **changes):
@@ -87,16 +88,17 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(tiny):
   batch = jax.tree.map(jnp.asarray, next(iter(dataset)))
   # Rows with different numbers of targets: weights must be exact.
   batch = batch.replace(targets=batch.targets.at[0, 3:].set(0))
-  params = system.model.init(jax.random.key(0), batch, system.catalogue)
+  params = compile_quickly(system.model.init)(
+    jax.random.key(0), batch, system.catalogue
+  )
   loss_fn = losses.make_loss(system.model)
   without_dropout = lambda p, b, c, i, key: loss_fn(p, b, c, i, None)
-  found = [
-    step._gradients(
-      without_dropout, params["params"], batch, system.catalogue,
-      system.index, jax.random.key(0), pieces,
+  gradients = lambda pieces: compile_quickly(
+    lambda params, *tables: step._gradients(
+      without_dropout, params, batch, *tables, jax.random.key(0), pieces
     )
-    for pieces in (1, 4)
-  ]  # fmt: skip
+  )(params["params"], system.catalogue, system.index)
+  found = [gradients(pieces) for pieces in (1, 4)]
   close = functools.partial(np.testing.assert_allclose, atol=2e-6)
   (grads, sums), (pieced_grads, pieced_sums) = found
   jax.tree.map(close, pieced_grads, grads)
