@@ -349,7 +349,7 @@ def _on_mesh(shape, devices):
   with jax.set_mesh(mesh):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = step.compile_step(function, shardings, mesh, *tables)
-    compiled = jitted.lower(state, joint, *tables).compile()
+    compiled = jitted.lower(state, joint, *tables).compile(tiny.OPTIONS)
     for _ in range(3):
       with jax.transfer_guard("disallow"):
         state, sums = compiled(state, joint, *tables)
