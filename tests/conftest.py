@@ -37,3 +37,35 @@ def real_data():
     return path
 
   return find
+
+
+@pytest.fixture(scope="module")
+def one_device():
+  """The module's programs run on one device: quicker to compile and to run.
+
+  For modules that ask what a model learns or a program says; that eight devices
+  do the same is the question of others.
+  """
+  from onerec_jax import partitioning
+
+  whole = partitioning.make_mesh
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      partitioning,
+      "make_mesh",
+      lambda config, devices=None: whole(config, devices or jax.devices()[:1]),
+    )
+    yield
+
+
+@pytest.fixture(scope="module")
+def quick_to_compile():
+  """The module's programs are compiled without optimisation.
+
+  For modules whose programs take longer to compile than to run.
+  """
+  from tests import tiny
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(jax, "jit", tiny.jit)
+    yield

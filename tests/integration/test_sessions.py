@@ -13,6 +13,8 @@ from onerec_jax.evaluation import held_out
 from onerec_jax.inference import assemble, recommender
 from tests import tiny, worlds
 
+pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+
 ITEMS = 24
 
 
