@@ -23,6 +23,8 @@ from onerec_jax.inference import assemble
 from onerec_jax.training import metrics_writer
 from tests import tiny, worlds
 
+pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+
 ITEMS, USERS, REQUESTS, M = 24, 240, 12, 2
 SIZES = {
   "d_model": 16, "num_heads": 2, "d_ff": 16, "num_layers": 1, "dropout": 0.0,
