@@ -33,6 +33,8 @@ from tests import tiny
 
 SLOTS = 2
 
+pytestmark = pytest.mark.usefixtures("quick_to_compile")
+
 
 def _config(name, model, **pipeline):
   c = config_lib.Config(name=name, model=model)
