@@ -18,6 +18,8 @@ from onerec_jax.training import metrics_writer
 from tests import tiny, worlds
 from tests.training.test_loop import _arrays, _KilledError
 
+pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+
 START = "tiny"
 
 
@@ -199,7 +201,7 @@ def test_what_cannot_be_aligned_is_refused_by_name(trained, settings, told):
 
 @pytest.mark.parametrize("requests", [0, 12])
 def test_requests_that_cannot_be_laid_out_are_refused(requests):
-  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  mesh = partitioning.make_mesh(config_lib.MeshConfig(), jax.devices())
   assert mesh.size == 8
   checks.check_rows(16, mesh)
   with pytest.raises(ValueError, match=f"requests={requests} .* 8 devices"):

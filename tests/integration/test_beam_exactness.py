@@ -18,6 +18,8 @@ from onerec_jax.data import pipeline
 from onerec_jax.evaluation import protocol
 from onerec_jax.inference import assemble, beam_search, retrieval
 
+pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
