@@ -86,14 +86,7 @@ def test_imitating_positive_events_alone(tmp_path):
     np.testing.assert_array_equal(
       row["labels"]["weight"], real & (row["targets"] % 2 == 0)
     )
-  asked = [
-    int(target)
-    for _, queries in pipeline.evaluation_batches(
-      prepared, pipeline.TEST, config, 4
-    )
-    for target in queries.target
-    if target
-  ]
+  asked = _asked(prepared, config)
   held_out = [
     item
     for u in users
@@ -101,6 +94,18 @@ def test_imitating_positive_events_alone(tmp_path):
     if item % 2 == 0
   ]
   assert asked == held_out
+
+
+def _asked(prepared, config):
+  """The held-out items of the test split, in the order they are asked."""
+  return [
+    int(target)
+    for _, queries in pipeline.evaluation_batches(
+      prepared, pipeline.TEST, config, 4
+    )
+    for target in queries.target
+    if target
+  ]
 
 
 def _with_plays(seed):
@@ -141,14 +146,7 @@ def test_imitating_the_requests_that_were_played_longest(tmp_path, targets):
         weights[item] = float(weight)
   assert set(weights.values()) == {0.0, 1.0}
   assert weights == {item: float(kept(item)) for item in weights}
-  asked = [
-    int(target)
-    for _, queries in pipeline.evaluation_batches(
-      prepared, pipeline.TEST, config, 4
-    )
-    for target in queries.target
-    if target
-  ]
+  asked = _asked(prepared, config)
   held_out = [i for u in users for i in u.items[u.split == 2].tolist()]
   assert asked == [item for item in held_out if kept(item)]
   assert 0 < len(asked) < len(held_out)

@@ -254,13 +254,19 @@ def test_session_values_are_those_of_the_moment_of_the_request():
   )
 
 
-def test_sessions_shorter_than_a_request_are_compared_with_as_many_items():
-  """The log's first two items, and the oracle's, not all three."""
+def _small_day():
+  """(world, its policy, one day's events, who is in them); three slots."""
   config = SimulationConfig(num_users=6, num_items=30, num_days=1, slots=3)
   world = World.create(config)
   policy = LoggingPolicy.create(world)
   _, events = run(world, policy)
   user = np.unique(events.user)
+  return world, policy, events, user
+
+
+def test_sessions_shorter_than_a_request_are_compared_with_as_many_items():
+  """The log's first two items, and the oracle's, not all three."""
+  world, policy, events, user = _small_day()
   asked = user, np.zeros(len(user), np.int64)
   first = events.take(np.lexsort((events.position, events.request)))
   shown = np.stack([first.item[first.user == u][:2] for u in user])
@@ -279,11 +285,7 @@ def test_sessions_shorter_than_a_request_are_compared_with_as_many_items():
 
 
 def test_candidate_sessions_are_valued_side_by_side():
-  config = SimulationConfig(num_users=6, num_items=30, num_days=1, slots=3)
-  world = World.create(config)
-  policy = LoggingPolicy.create(world)
-  _, events = run(world, policy)
-  user = np.unique(events.user)
+  world, policy, events, user = _small_day()
   number = np.zeros(len(user), np.int64)
   rng = np.random.default_rng(0)
   many = rng.permuted(np.tile(np.arange(30, dtype=np.int32), (len(user), 4, 1)),
