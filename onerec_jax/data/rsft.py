@@ -14,11 +14,9 @@ import functools
 import numpy as np
 from jaxtyping import Bool, Float
 
-from onerec_jax.data import shards
+from onerec_jax.data import shards, splits
 
 SIGNAL = "play_time_ms"
-
-_TRAIN = 0
 
 
 def kept(
@@ -33,7 +31,7 @@ def play_times(record: shards.UserRecord) -> Float[np.ndarray, "N"]:
 
   Where a request lies in the training split and out of it, of its parts.
   """
-  parts = 2 * record.request.astype(np.int64) + (record.split == _TRAIN)
+  parts = 2 * record.request.astype(np.int64) + (record.split == splits.TRAIN)
   _, part = np.unique(parts, return_inverse=True)
   return np.bincount(part, np.nan_to_num(record.signals[SIGNAL]))[part]
 
@@ -54,7 +52,7 @@ def median(prepared: shards.PreparedData) -> float:
   found = []
   for user in range(len(prepared)):
     record = prepared.user(user)
-    training = record.split == _TRAIN
+    training = record.split == splits.TRAIN
     _, first = np.unique(record.request[training], return_index=True)
     found.append(play_times(record)[training][first])
   total = np.concatenate(found)

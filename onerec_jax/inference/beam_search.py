@@ -144,19 +144,40 @@ def expand(
     (scores, node, code, parent) of V ≤ width beams, best first. Dead ones
     have score -inf and node -1.
   """
-  codes, child = prefix_index.children(index, level, node)
-  gain = _log_probability(
-    logits,
-    # Codes of a dense level are 0..K-1: nothing to gather.
-    None if _is_dense(index, level) else codes,
-    child >= 0,
-    constrained,
-  )
+  codes, child, gain = continuations(index, level, node, logits, constrained)
   total = jnp.where(alive(child), scores[:, :, None] + gain, -jnp.inf)
   rows, beams, fanout = total.shape
   scores, chosen = top_k(total.reshape(rows, -1), min(width, beams * fanout))
   node = jnp.where(scores > -jnp.inf, _pick(child, chosen), -1)
   return scores, node, _pick(codes, chosen), chosen // fanout
+
+
+def continuations(
+  index: PrefixIndex,
+  level: int,
+  node: Int[Array, "B W"],
+  logits: Float[Array, "B W K"],
+  constrained: bool,
+) -> tuple[
+  Int[Array, "B W fanout"], Int[Array, "B W fanout"], Float[Array, "B W fanout"]
+]:
+  """What may follow each prefix, allowed or not, and how likely it is.
+
+  Args:
+    index: the trie.
+    level: of the code to come.
+    node: where each prefix leads; -1 is nowhere.
+    logits: for that code.
+    constrained: softmax over the codes that continue to an item.
+
+  Returns:
+    (codes, child) as of `prefix_index.children`, and log-probabilities in
+    float32, -inf where child is -1.
+  """
+  codes, child = prefix_index.children(index, level, node)
+  # Codes of a dense level are 0..K-1: nothing to gather.
+  asked = None if _is_dense(index, level) else codes
+  return codes, child, _log_probability(logits, asked, child >= 0, constrained)
 
 
 def _is_dense(index: PrefixIndex, level: int) -> bool:

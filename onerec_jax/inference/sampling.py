@@ -71,9 +71,9 @@ def sample(
       "free sampling needs a model with a softmax over all codes: train it "
       "with model.constrained_softmax=False"
     )
-  choose = functools.partial(
-    _choose, index, count, constrained, temperature, model.constrained_softmax
-  )
+  draw = functools.partial(_draw_any_code, index)
+  if constrained:
+    draw = functools.partial(_draw_item_code, index, model.constrained_softmax)
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
   rows = batch.items.shape[0]
@@ -85,8 +85,8 @@ def sample(
       variables, level, previous, cache, context, method="decode_step"
     )
     of_level = jax.random.fold_in(key, level)
-    previous, node, log_probability = choose(
-      level, node, logits.astype(jnp.float32), of_level
+    previous, node, log_probability = draw(
+      count, temperature, level, node, logits, of_level
     )
     if level == 0:
       # All samples come from the one BOS.
@@ -101,37 +101,42 @@ def sample(
   )
 
 
-def _choose(
+def _draw_item_code(
   index: PrefixIndex,
+  constrained_softmax: bool,
   count: int,
-  constrained: bool,
   temperature: float,
-  known_alone: bool,
   level: int,
   node: Int[Array, "B W"],
   logits: Float[Array, "B W K"],
   key: jax.Array,
 ) -> tuple[Int[Array, "B R"], Int[Array, "B R"], Float[Array, "B R"]]:
-  """Draws the codes of a level: (codes, where they lead, log-probabilities).
+  """Codes that continue to allowed items; results as of `_draw_any_code`."""
+  codes, child, log_probability = beam_search.continuations(
+    index, level, node, logits, constrained_softmax
+  )
+  alive = prefix_index.is_alive(index, level, child)
+  allowed = jnp.where(alive, log_probability, -jnp.inf)
+  place = _draw(key, allowed / temperature, count)
+  return (*(_pick(x, place) for x in (codes, child, log_probability)),)
 
-  `known_alone`: the model's softmax is over the codes that continue to an item.
-  """
+
+def _draw_any_code(
+  index: PrefixIndex,
+  count: int,
+  temperature: float,
+  level: int,
+  node: Int[Array, "B W"],
+  logits: Float[Array, "B W K"],
+  key: jax.Array,
+) -> tuple[Int[Array, "B R"], Int[Array, "B R"], Float[Array, "B R"]]:
+  """Draws from all K: (codes, where they lead or −1, log-probabilities)."""
+  log_probability = jax.nn.log_softmax(logits.astype(jnp.float32))
+  chosen = _draw(key, log_probability / temperature, count)
   codes, child = prefix_index.children(index, level, node)
-  here = jnp.take_along_axis(logits, codes, axis=-1)
-  if constrained:
-    alive = prefix_index.is_alive(index, level, child)
-    allowed = jnp.where(alive, here, -jnp.inf)
-    place = _draw(key, allowed / temperature, count)
-    chosen, next_node = _pick(codes, place), _pick(child, place)
-  else:
-    chosen = _draw(key, logits / temperature, count)
-    same = (codes == chosen[..., None]) & (child >= 0)
-    next_node = jnp.max(jnp.where(same, child, -1), axis=-1)
-  if known_alone:
-    # Allowed or not: a restricted index does not change what is probable.
-    known = jnp.where(child >= 0, here, -jnp.inf)
-    return chosen, next_node, _log_softmax_at(known, place)
-  return chosen, next_node, _log_softmax_at(logits, chosen)
+  same = (codes == chosen[..., None]) & (child >= 0)
+  node = jnp.max(jnp.where(same, child, -1), axis=-1)
+  return chosen, node, _pick(log_probability, chosen)
 
 
 def _pick(
@@ -141,12 +146,6 @@ def _pick(
   if values.shape[1] == 1:
     return jnp.take_along_axis(values[:, 0], place, axis=-1)
   return jnp.take_along_axis(values, place[..., None], axis=-1)[..., 0]
-
-
-def _log_softmax_at(
-  logits: Float[Array, "B W C"], place: Int[Array, "B R"]
-) -> Float[Array, "B R"]:
-  return _pick(logits, place) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def _draw(
