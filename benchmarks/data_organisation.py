@@ -38,7 +38,7 @@ from absl import app, flags
 from benchmarks import leakage
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning, workflow
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import pipeline, shards, splits
 from onerec_jax.inference import assemble
 from onerec_jax.models import registry
 from onerec_jax.training import losses, optimizer, state, step
@@ -223,7 +223,7 @@ def held_out(
 ) -> list[tuple]:
   """Evenly spaced batches of the validation events, 2,048 at most."""
   batches = list(
-    pipeline.evaluation_batches(prepared, pipeline.VALIDATION, c.pipeline, 32)
+    pipeline.evaluation_batches(prepared, splits.VALIDATION, c.pipeline, 32)
   )
   return batches[:: -(-len(batches) // 64)]
 

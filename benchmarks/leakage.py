@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, shards
 from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import shards, splits
 from onerec_jax.data.batch import Batch
 from onerec_jax.inference import assemble, beam_search
 
@@ -105,7 +105,7 @@ def middle(
 ) -> Middle:
   """Finds the middle; `users` are asked for at most."""
   records = [prepared.user(user) for user in range(len(prepared))]
-  training = [r.split == pipeline.TRAIN for r in records]
+  training = [r.split == splits.TRAIN for r in records]
   times = np.concatenate([r.timestamps[t] for r, t in zip(records, training)])
   items = np.concatenate([r.items[t] for r, t in zip(records, training)])
   at = float(np.median(times))

@@ -14,7 +14,7 @@ from absl import flags as absl_flags
 from launch import flags
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
-from onerec_jax.data import pipeline
+from onerec_jax.data import splits
 from onerec_jax.evaluation import feedback_pairs
 from onerec_jax.inference import assemble
 
@@ -35,12 +35,11 @@ def main() -> None:
   if not _RUNS.value:
     raise app.UsageError("name the runs: --runs=sft,aligned")
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
-  split = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
   asked, found = [], {}
   for name in _RUNS.value:
     system, params = assemble.load(flags.workdir(), name, mesh)
     asked = asked or feedback_pairs.judged(
-      system.prepared, split[_SPLIT.value], _GOOD.value, _BAD.value
+      system.prepared, splits.HELD_OUT[_SPLIT.value], _GOOD.value, _BAD.value
     )
     found[name] = feedback_pairs.scores(system, params, asked, mesh)
   rows = feedback_pairs.compare(asked, found)

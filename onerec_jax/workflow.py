@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning, runs, semantic_ids
-from onerec_jax.data import pipeline, prepare, shards
+from onerec_jax.data import pipeline, prepare, shards, splits
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import held_out, protocol, sessions, tables
 from onerec_jax.evaluation import report as report_page
@@ -28,7 +28,6 @@ from onerec_jax.tokenizer import histories
 from onerec_jax.tokenizer import tokenize as tokenizer
 from onerec_jax.training import loop, losses
 
-_SPLITS = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
 _WATCHED = ("recall", "ndcg", "valid_rate", "coverage")
 """Metrics worth a curve while training."""
 POPULARITY = "popularity"
@@ -188,7 +187,7 @@ def _batches(
   devices = jax.device_count()
   batch_size = -(-config.evaluation.batch_size // devices) * devices
   return pipeline.evaluation_batches(
-    prepared, _SPLITS[split], config.pipeline, batch_size, users
+    prepared, splits.HELD_OUT[split], config.pipeline, batch_size, users
   )
 
 
@@ -260,7 +259,9 @@ def evaluate_sessions(
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   system, params = assemble.load(workdir, name, mesh)
   requests = held_out.requests(
-    system.prepared, _SPLITS[split], system.config.pipeline.session_items
+    system.prepared,
+    splits.HELD_OUT[split],
+    system.config.pipeline.session_items,
   )
   found = sessions.evaluate(
     functools.partial(_retriever(system, mesh), params), system.prepared,
@@ -342,7 +343,7 @@ def examples(
   histories = {}
   for user in users:
     record = prepared.user(user - 1)
-    test = np.flatnonzero(record.split == pipeline.TEST)
+    test = np.flatnonzero(record.split == splits.TEST)
     histories[user] = record.items[: test[0]].tolist()
   raw = prepared.items["raw_id"].to_pylist()
   titles = [""] + [

@@ -37,6 +37,7 @@ MODELS = {
   ),
   "experts": lambda: tiny.lazy_decoder(moe=tiny.experts()),
   "sasrec": tiny.sasrec,
+  "two_tower": tiny.two_tower,
   "session_reward": lambda: tiny.session_reward(num_layers=1),
   "p_score": lambda: tiny.p_score(num_layers=1),
 }
@@ -231,11 +232,12 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
     text = run.lower(params, batch, catalogue).as_text()
     found = run(*jax.device_put((params, batch, catalogue), places))
   # Keys, values of their own and every block; every block, that of the context
-  # too; SASRec: the states; reward models: candidates and every block.
+  # too; SASRec: the states, two towers: the users; reward models: candidates
+  # and every block.
   constraints = {
     "lazy_decoder": 4, "lazy_decoder_scan": 3, "experts": 3,
     "encoder_decoder": 3, "session_decoder": 2, "decoder_only": 3, "sasrec": 1,
-    "pathways": 2, "session_reward": 3, "p_score": 2,
+    "pathways": 2, "session_reward": 3, "p_score": 2, "two_tower": 1,
   }  # fmt: skip
   assert text.count("sharding_constraint") == constraints[name]
   jax.tree.map(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import files, model_configs, partitioning, workflow
-from onerec_jax.data import pipeline
+from onerec_jax.data import pipeline, splits
 from onerec_jax.evaluation import protocol
 from onerec_jax.evaluation.result import location
 from onerec_jax.inference import assemble
@@ -107,7 +107,7 @@ def test_popularity_against_numpy(trained, split):
   # Most popular first; of equals the one with the lower id.
   order = sorted(range(1, len(counts)), key=lambda i: (-counts[i], i))
   hits = {"recall@10": [], "filtered/recall@10": [], "ndcg@5": []}
-  code = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}[split]
+  code = splits.HELD_OUT[split]
   for _, before, target in histories(system, code):
     rank = order.index(target)
     hits["recall@10"].append(rank < 10)
@@ -154,7 +154,7 @@ def test_a_validation_gives_what_the_loop_needs(trained):
   # −log of the target's share of all items' exponentials, by hand.
   expected = []
   for batch, queries in pipeline.evaluation_batches(
-    system.prepared, pipeline.VALIDATION, system.config.pipeline, 16
+    system.prepared, splits.VALIDATION, system.config.pipeline, 16
   ):
     batch = jax.device_put(batch)
     scores = np.asarray(
@@ -174,7 +174,7 @@ def test_examples_show_what_came_before_the_test_event(trained):
   shown = workflow.examples(folder, evaluations, 4)
   by_name = {
     f"user {system.prepared.users['raw_id'][user - 1]}": (before, target)
-    for user, before, target in histories(system, pipeline.TEST)
+    for user, before, target in histories(system, splits.TEST)
   }
   titles = system.prepared.items["title"].to_pylist()
   assert len({example.user for example in shown}) == 4

@@ -88,6 +88,11 @@ def sasrec(**changes) -> registry.Model:
   return _model(model_configs.SASRecConfig, {**_SASREC, **changes})
 
 
+def two_tower(**changes) -> registry.Model:
+  values = {"d_model": 16, "num_heads": 2, "d_ff": 24, "dropout": 0.0}
+  return _model(model_configs.TwoTowerConfig, {**values, **changes})
+
+
 _REWARD = {
   "d_model": 16,
   "num_heads": 2,

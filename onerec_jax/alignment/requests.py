@@ -13,8 +13,8 @@ import numpy as np
 from flax import struct
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, shards
 from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import shards, splits
 from onerec_jax.data.batch import Batch
 
 _ENDLESS = 2**31  # Epochs; see data/pipeline.py.
@@ -44,7 +44,7 @@ def training_requests(prepared: shards.PreparedData) -> np.ndarray:
   found = []
   for user in range(len(prepared)):
     record = prepared.user(user)
-    request = record.request[record.split == pipeline.TRAIN]
+    request = record.request[record.split == splits.TRAIN]
     starts = np.flatnonzero(np.diff(request, prepend=request[:1] - 1))
     found.append(np.stack([np.full_like(starts, user), starts], axis=1))
   if not sum(map(len, found)):

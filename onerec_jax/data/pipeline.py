@@ -16,11 +16,9 @@ import jax
 import numpy as np
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import packing, shards
+from onerec_jax.data import packing, shards, splits
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.data.batch import Batch
-
-TRAIN, VALIDATION, TEST = 0, 1, 2
 
 # Epochs. grain's own endless repeat has sys.maxsize elements, which overflows
 # in batches of one row.
@@ -57,7 +55,7 @@ def _training_segments(
   users, first, stop = [], [], []
   for user in range(len(prepared)):
     record = prepared.user(user)
-    request = record.request[record.split == TRAIN]
+    request = record.request[record.split == splits.TRAIN]
     if len(request):
       starts = np.flatnonzero(np.diff(request, prepend=request[0] - 1))
       stops = np.append(starts[1:], len(request))
@@ -202,7 +200,7 @@ def evaluation_batches(
 
   Args:
     prepared: the data.
-    split: VALIDATION or TEST.
+    split: splits.VALIDATION or TEST.
     config: the pipeline's part of the config.
     batch_size: rows of every batch; the last one is filled with empty rows.
     users: indices (dense user − 1) to ask for; default: all.

@@ -7,6 +7,7 @@ and `timestamp_ms`.
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
 NAMES = ("train", "validation", "test")
+HELD_OUT = {"validation": VALIDATION, "test": TEST}
 
 SHORT_USER = 3
 """Leave-one-out needs three events: to train on, to validate, to test."""

@@ -62,7 +62,7 @@ def judged(
 
   Args:
     prepared: the data.
-    split: pipeline.VALIDATION or TEST.
+    split: splits.VALIDATION or TEST.
     good: the flag of liked events.
     bad: the flag of disliked ones; events with both have no opinion.
 

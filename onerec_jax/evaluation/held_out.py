@@ -44,7 +44,7 @@ def requests(
 
   Args:
     prepared: the data.
-    split: VALIDATION or TEST.
+    split: splits.VALIDATION or TEST.
     m: requests of fewer items are left out.
     limit: a random sample of at most so many; 0: all.
     seed: of the sample.

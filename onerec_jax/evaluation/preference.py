@@ -35,7 +35,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import shards, splits
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import bootstrap, held_out, protocol, sessions
 from onerec_jax.inference import (
@@ -47,7 +47,6 @@ from onerec_jax.inference import (
 
 _MAX = "_max"
 FIGURES = ("swt", "vtr", "wtr", "ltr", "clicks", "duration_s")
-_SPLITS = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}
 
 Answer = Callable[[Batch, np.ndarray], Any]
 """(batch with T = 1, allowed bool [B, I + 1]) → sessions [B, W, m]."""
@@ -161,7 +160,7 @@ def measure(
       "is known of the data set 'simulator' alone"
     )
   m, size = config.pipeline.session_items, sessions.batch_size(config)
-  requests = held_out.requests(prepared, _SPLITS[split], m, limit)
+  requests = held_out.requests(prepared, splits.HELD_OUT[split], m, limit)
   known = prepared.item_counts > 0
   parts = []
   with protocol.bar_of(progress) as bar:

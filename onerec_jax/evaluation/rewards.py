@@ -33,8 +33,8 @@ from scipy import stats
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
-from onerec_jax.data import pipeline
 from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import splits
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import held_out
 from onerec_jax.inference import assemble
@@ -59,7 +59,7 @@ def validator(
   """
   _check(system)
   requests = _requests(
-    system, pipeline.VALIDATION, system.config.evaluation.validation_users
+    system, splits.VALIDATION, system.config.evaluation.validation_users
   )
   return functools.partial(_figures, system, requests, _answerer(system, mesh))
 
@@ -76,8 +76,7 @@ def evaluate(
   """
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   system, params = assemble.load(workdir, name, mesh)
-  of = {"validation": pipeline.VALIDATION, "test": pipeline.TEST}[split]
-  requests = _requests(system, of, 0)
+  requests = _requests(system, splits.HELD_OUT[split], 0)
   return _figures(system, requests, _answerer(system, mesh), params)
 
 

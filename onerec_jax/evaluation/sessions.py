@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import shards, splits
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import bootstrap, held_out, protocol, result
 from onerec_jax.simulation import truth
@@ -134,7 +134,7 @@ def validator(
   """
   m, size = config.pipeline.session_items, batch_size(config)
   requests = held_out.requests(
-    prepared, pipeline.VALIDATION, m, config.evaluation.validation_users
+    prepared, splits.VALIDATION, m, config.evaluation.validation_users
   )
 
   def validate(params: Any) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pytest
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs, workflow
 from onerec_jax.alignment import reward_models
-from onerec_jax.data import pipeline
+from onerec_jax.data import pipeline, splits
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.evaluation import rewards
 from onerec_jax.inference import assemble
@@ -133,7 +133,7 @@ def test_figures_are_those_of_the_answers_one_by_one(folder):
   system = workflow.assembled(config_of(folder / "raw", "p_score"), folder)
   earned, clicked = [], []
   for batch, queries in pipeline.evaluation_batches(
-    system.prepared, pipeline.TEST, system.config.pipeline, 64
+    system.prepared, splits.TEST, system.config.pipeline, 64
   ):
     batch = jax.device_put(batch)
     values = np.asarray(earn(reward, batch, batch.targets))[:, 0]

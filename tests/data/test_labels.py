@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, prepare, shards
+from onerec_jax.data import pipeline, prepare, shards, splits
 from onerec_jax.simulation.policies import LoggingPolicy
 from onerec_jax.simulation.step import run
 from onerec_jax.simulation.world import World
@@ -90,7 +90,7 @@ def test_imitating_positive_events_alone(tmp_path):
   held_out = [
     item
     for u in users
-    for item in u.items[(u.split == pipeline.TEST)].tolist()
+    for item in u.items[(u.split == splits.TEST)].tolist()
     if item % 2 == 0
   ]
   assert asked == held_out
@@ -101,7 +101,7 @@ def _asked(prepared, config):
   return [
     int(target)
     for _, queries in pipeline.evaluation_batches(
-      prepared, pipeline.TEST, config, 4
+      prepared, splits.TEST, config, 4
     )
     for target in queries.target
     if target

@@ -10,7 +10,7 @@ import pytest
 
 from onerec_jax import config as config_lib
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import pipeline, shards, splits
 from tests.data import test_pipeline
 
 HISTORY = 4
@@ -20,7 +20,7 @@ def _user(user, rng):
   """Events at random times; item user · 1000 + index + 1."""
   n = int(rng.integers(1, 15))
   split = np.zeros(n, np.int8)
-  split[n - n // 4 :] = pipeline.TEST
+  split[n - n // 4 :] = splits.TEST
   items = user * 1000 + np.arange(1, n + 1, dtype=np.int32)
   # Requests of up to three events, each at one time.
   request = (np.arange(n) // 3).astype(np.int32)
@@ -77,8 +77,8 @@ def _targets(batches):
 def _expected(users, repeated):
   """Of every request, its items and, if so, what they see, as targets."""
   for record in users:
-    for number in np.unique(record.request[record.split == pipeline.TRAIN]):
-      own = (record.request == number) & (record.split == pipeline.TRAIN)
+    for number in np.unique(record.request[record.split == splits.TRAIN]):
+      own = (record.request == number) & (record.split == splits.TRAIN)
       first, stop = np.flatnonzero(own)[[0, -1]] + [0, 1]
       start = max(0, first - HISTORY)
       for event in range(start if repeated else first, stop):

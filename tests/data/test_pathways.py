@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, shards, snapshots
+from onerec_jax.data import pipeline, shards, snapshots, splits
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.evaluation import held_out
 from tests.data import test_pipeline
@@ -124,7 +124,7 @@ def test_training_rows_are_the_requests_of_the_training_split(world):
     np.testing.assert_array_equal(row["visible_until"], seen)
     found += targets
   assert sorted(found) == sorted(
-    int(i) for r in records for i in r.items[r.split == pipeline.TRAIN]
+    int(i) for r in records for i in r.items[r.split == splits.TRAIN]
   )
 
 
@@ -147,7 +147,7 @@ def test_evaluation_asks_with_the_same_rows(world):
   prepared, records = world
   asked = 0
   for batch, queries in pipeline.evaluation_batches(
-    prepared, pipeline.TEST, _config(), 4
+    prepared, splits.TEST, _config(), 4
   ):
     for row, (user, target) in enumerate(zip(queries.user, queries.target)):
       if user:
@@ -156,12 +156,12 @@ def test_evaluation_asks_with_the_same_rows(world):
           records[user - 1], event, LENGTHS, prepared.snapshots
         )
         asked += 1
-  assert asked == sum(int((r.split == pipeline.TEST).sum()) for r in records)
+  assert asked == sum(int((r.split == splits.TEST).sum()) for r in records)
 
 
 def test_held_out_requests_ask_with_the_same_rows(world):
   prepared, records = world
-  asked = held_out.requests(prepared, pipeline.TEST, 1)
+  asked = held_out.requests(prepared, splits.TEST, 1)
   for batch, places in held_out.batches(prepared, asked, _config(), 1, 4):
     for row, place in enumerate(places):
       record = records[asked.user[place] - 1]

@@ -14,7 +14,7 @@ import pytest
 from onerec_jax import config as config_lib
 from onerec_jax import files
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import pipeline, shards, splits
 from onerec_jax.data import rows as rows_lib
 
 
@@ -23,8 +23,8 @@ def _user(user, rng, longest):
   n = int(rng.integers(0, longest + 1))
   test, validation = int(rng.integers(0, 3)), int(rng.integers(0, 3))
   split = np.zeros(n, np.int8)
-  split[max(0, n - test - validation) :] = pipeline.VALIDATION
-  split[max(0, n - test) :] = pipeline.TEST
+  split[max(0, n - test - validation) :] = splits.VALIDATION
+  split[max(0, n - test) :] = splits.TEST
   items = user * 1000 + np.arange(1, n + 1, dtype=np.int32)
   return shards.UserRecord(
     user=user,
@@ -45,7 +45,7 @@ def write(directory, users):
   """Prepared data of these records; returns it opened."""
   directory.mkdir(exist_ok=True)
   written = shards.write(directory, users, len(users), 3)
-  training = [int((u.split == pipeline.TRAIN).sum()) for u in users]
+  training = [int((u.split == splits.TRAIN).sum()) for u in users]
   tables = {
     shards.ITEMS: {"item_id": pa.array([1], pa.int32())},
     shards.USERS: {
@@ -163,7 +163,7 @@ def test_each_training_target_sees_its_own_past(world, changes):
     for row, target, items, ages in _see(batch):
       user, event = target // 1000, target % 1000 - 1
       record = world[1][user - 1]
-      assert record.split[event] == pipeline.TRAIN
+      assert record.split[event] == splits.TRAIN
       expected = _expected(record, event, config)
       np.testing.assert_array_equal(items, expected, err_msg=str(target))
       assert ages == [user + 1], "its own user token, once"
@@ -172,7 +172,7 @@ def test_each_training_target_sees_its_own_past(world, changes):
         distinct.add((key, target))
         targets[target] += 1
   every = [
-    int(item) for u in world[1] for item in u.items[u.split == pipeline.TRAIN]
+    int(item) for u in world[1] for item in u.items[u.split == splits.TRAIN]
   ]
   assert targets == dict.fromkeys(every, 1)
 
@@ -180,7 +180,7 @@ def test_each_training_target_sees_its_own_past(world, changes):
 @pytest.mark.parametrize("targets", ["next_item", "request"])
 def test_training_rows_hold_no_held_out_event(world, targets):
   held_out = np.concatenate(
-    [u.items[u.split != pipeline.TRAIN] for u in world[1]]
+    [u.items[u.split != splits.TRAIN] for u in world[1]]
   )
   assert len(held_out) > 20
   for batch in _epoch(world, _config(targets=targets)):
@@ -315,7 +315,7 @@ def test_pipeline_errors(world, tmp_path):
   with pytest.raises(ValueError, match="max_history=12"):
     pipeline.training_dataset(prepared, _config(max_history=12), 0)
   record = world[1][0]
-  nothing = record._replace(split=np.full_like(record.split, pipeline.TEST))
+  nothing = record._replace(split=np.full_like(record.split, splits.TEST))
   for targets in ("next_item", "request"):
     with pytest.raises(ValueError, match="holds no events"):
       pipeline.training_dataset(
@@ -323,7 +323,7 @@ def test_pipeline_errors(world, tmp_path):
       )
 
 
-@pytest.mark.parametrize("split", [pipeline.VALIDATION, pipeline.TEST])
+@pytest.mark.parametrize("split", [splits.VALIDATION, splits.TEST])
 @pytest.mark.parametrize("users", [None, [0, 2, 7, 9, 22]])
 def test_evaluation_asks_every_event_once(world, split, users):
   prepared, records = world
@@ -369,10 +369,10 @@ def test_evaluation_asks_every_event_once(world, split, users):
   assert [f[:2] for f in found] == [e[:2] for e in expected]
   for (_, _, seen), (_, _, history) in zip(found, expected):
     np.testing.assert_array_equal(seen, history)
-  if users is None and split == pipeline.TEST:
+  if users is None and split == splits.TEST:
     held = [
       h for user, _, h in expected
-      if (records[user - 1].split[: len(h)] == pipeline.VALIDATION).any()
+      if (records[user - 1].split[: len(h)] == splits.VALIDATION).any()
     ]  # fmt: skip
     assert held, "no test history with a validation event: weak data"
     assert max(len(h) for h in held) > config.max_history
@@ -383,7 +383,7 @@ def test_requests_make_the_rows_of_evaluation(world):
   config = _config()
   names = sorted(rows_lib.feature_sizes(prepared))
   for batch, queries in pipeline.evaluation_batches(
-    prepared, pipeline.TEST, config, 5
+    prepared, splits.TEST, config, 5
   ):
     asked = [records[u - 1] for u in queries.user if u]
     histories = queries.seen[: len(asked)]

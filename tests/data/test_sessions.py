@@ -91,7 +91,7 @@ def test_targets_are_whole_sessions_of_good_requests(world, m):
   )  # fmt: skip
   expected = {}
   for record in records:
-    train = [i for i, s in enumerate(record.split) if s == pipeline.TRAIN]
+    train = [i for i, s in enumerate(record.split) if s == splits.TRAIN]
     for request in np.unique(record.request[train]):
       events = [i for i in train if record.request[i] == request]
       history = record.items[max(0, events[0] - 6) : events[0]].tolist()

@@ -6,8 +6,8 @@ from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import partitioning, workflow
-from onerec_jax.data import pipeline
 from onerec_jax.data import rows as rows_lib
+from onerec_jax.data import splits
 from onerec_jax.evaluation import feedback_pairs
 from onerec_jax.inference import retrieval
 from tests import tiny
@@ -47,9 +47,7 @@ def system(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def judged(system):
-  return feedback_pairs.judged(
-    system.prepared, pipeline.TEST, "like", "dislike"
-  )
+  return feedback_pairs.judged(system.prepared, splits.TEST, "like", "dislike")
 
 
 @pytest.fixture(scope="module")
@@ -92,16 +90,16 @@ def test_who_is_judged(system, judged):
       for a, b, s in zip(
         record.features["like"], record.features["dislike"], record.split
       )
-      if s == pipeline.TEST and a != b
+      if s == splits.TEST and a != b
     ]
     if {True, False} == {like for like, _ in liked}:
       users.add(record.user)
   assert {user.record.user for user in judged} == users
   assert 3 < len(users) < 60
   for user in judged:
-    assert user.record.split[user.start] == pipeline.TEST
-    assert user.start == 0 or user.record.split[user.start - 1] < pipeline.TEST
-    assert (user.record.split[user.events] == pipeline.TEST).all()
+    assert user.record.split[user.start] == splits.TEST
+    assert user.start == 0 or user.record.split[user.start - 1] < splits.TEST
+    assert (user.record.split[user.events] == splits.TEST).all()
 
 
 def test_accuracy_by_loops(judged):
@@ -133,4 +131,4 @@ def test_accuracy_by_loops(judged):
 
 def test_an_unknown_flag_is_named(system):
   with pytest.raises(ValueError, match="no flag 'hate', only.*--bad"):
-    feedback_pairs.judged(system.prepared, pipeline.TEST, "like", "hate")
+    feedback_pairs.judged(system.prepared, splits.TEST, "like", "hate")

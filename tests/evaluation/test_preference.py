@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax.data import pipeline, prepare, shards
+from onerec_jax.data import prepare, shards, splits
 from onerec_jax.evaluation import held_out, preference
 from onerec_jax.simulation import truth
 from onerec_jax.simulation.policies import LoggingPolicy
@@ -46,7 +46,7 @@ def _answer(seed):
 
 def test_figures_are_the_worlds(system):
   found = preference.measure(_answer(0), *system, "test", progress=False)
-  requests = held_out.requests(system[0], pipeline.TEST, 3)
+  requests = held_out.requests(system[0], splits.TEST, 3)
   assert found.sessions.shape == (len(requests), 4, 3)
   world = World.create(system[1].prepare.simulation)
   number = lambda name: int(name[1:])
@@ -129,7 +129,7 @@ def test_the_log_and_the_oracle_show_as_many_items(system):
   found = preference.measure(short, *asked, progress=False)
   # A length of two: the log's mean of all three items is another.
   world = World.create(config.prepare.simulation)
-  requests = held_out.requests(system[0], pipeline.TEST, 2, 30)
+  requests = held_out.requests(system[0], splits.TEST, 2, 30)
   lengths = [world.item_duration[i[:2] - 1].mean() for i in requests.items]
   np.testing.assert_allclose(
     found.log["duration_s"], np.asarray(lengths) / 1000, rtol=1e-5

@@ -6,7 +6,7 @@ import pytest
 
 from onerec_jax import config as config_lib
 from onerec_jax.data import batch as batch_lib
-from onerec_jax.data import pipeline, shards
+from onerec_jax.data import shards, splits
 from onerec_jax.evaluation import held_out, result, sessions
 from tests.data import test_pipeline as worlds
 
@@ -31,7 +31,7 @@ def world(tmp_path_factory):
 
 def test_requests_held_out_as_a_whole(world):
   prepared, records = world
-  for split in (pipeline.VALIDATION, pipeline.TEST):
+  for split in (splits.VALIDATION, splits.TEST):
     expected = []
     for record in records:
       for number in range(-(-len(record.items) // 3)):
@@ -52,21 +52,21 @@ def test_requests_held_out_as_a_whole(world):
 
 
 def test_a_sample_of_requests_is_fixed(world):
-  whole = held_out.requests(world[0], pipeline.TEST, 2)
-  some = held_out.requests(world[0], pipeline.TEST, 2, limit=4)
-  again = held_out.requests(world[0], pipeline.TEST, 2, limit=4)
+  whole = held_out.requests(world[0], splits.TEST, 2)
+  some = held_out.requests(world[0], splits.TEST, 2, limit=4)
+  again = held_out.requests(world[0], splits.TEST, 2, limit=4)
   assert len(some) == 4
   np.testing.assert_array_equal(some.first, again.first)
   pairs = set(zip(whole.user.tolist(), whole.first.tolist()))
   assert set(zip(some.user.tolist(), some.first.tolist())) <= pairs
   with pytest.raises(ValueError, match="no held-out request of 9 items"):
-    held_out.requests(world[0], pipeline.TEST, 9)
+    held_out.requests(world[0], splits.TEST, 9)
 
 
 def test_a_row_shows_what_came_before_the_request(world):
   prepared, records = world
   config = config_lib.PipelineConfig(max_history=5)
-  asked = held_out.requests(prepared, pipeline.TEST, 2)
+  asked = held_out.requests(prepared, splits.TEST, 2)
   seen = 0
   for batch, rows in held_out.batches(prepared, asked, config, 2, 4):
     assert batch.targets.shape == batch.visible_until.shape == (4, 2)
@@ -110,7 +110,7 @@ def test_evaluation_asks_for_both_columns(world, monkeypatch):
   config.pipeline.session_items = 2
   config.pipeline.max_history = 5
   config.evaluation.batch_size = 4
-  asked = held_out.requests(prepared, pipeline.TEST, 2)
+  asked = held_out.requests(prepared, splits.TEST, 2)
   known = np.arange(prepared.num_items + 1) > 0
   # The toy data have no table of items.
   monkeypatch.setattr(shards.PreparedData, "item_counts", known)
@@ -197,7 +197,7 @@ def test_comparison_by_hand():
 
 def test_full_slots_alone_are_valued(world):
   found = _evaluation(np.zeros(4), np.ones(4))
-  asked = held_out.requests(world[0], pipeline.TEST, 2)
+  asked = held_out.requests(world[0], splits.TEST, 2)
   with pytest.raises(ValueError, match="empty slot"):
     sessions.with_true_values(
       found, world[0], asked, config_lib.SimulationConfig()

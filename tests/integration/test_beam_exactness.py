@@ -14,7 +14,7 @@ import pytest
 from experiments.simulator import lazy_decoder
 from onerec_jax import config as config_lib
 from onerec_jax import partitioning, workflow
-from onerec_jax.data import pipeline
+from onerec_jax.data import pipeline, splits
 from onerec_jax.evaluation import protocol
 from onerec_jax.inference import assemble, beam_search, retrieval
 
@@ -49,7 +49,7 @@ def trained(tmp_path_factory):
 def _batches(system, users):
   return pipeline.evaluation_batches(
     system.prepared,
-    pipeline.TEST,
+    splits.TEST,
     system.config.pipeline,
     batch_size=64,
     users=np.arange(users),

@@ -8,7 +8,7 @@ import pytest
 
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs, partitioning, runs, workflow
-from onerec_jax.data import pipeline
+from onerec_jax.data import splits
 from onerec_jax.evaluation import held_out
 from onerec_jax.inference import assemble, recommender
 from tests import tiny, worlds
@@ -101,7 +101,7 @@ def test_validation_measures_requests_and_their_loss(trained):
     system, folder / "models" / "session_decoder", mesh
   )
   found = workflow.validator(system, mesh)(params)
-  asked = held_out.requests(system.prepared, pipeline.VALIDATION, 2)
+  asked = held_out.requests(system.prepared, splits.VALIDATION, 2)
   # Chain rule by hand: teacher-forced log-probabilities of both items' codes.
   total, prepared = 0.0, system.prepared
   apply = tiny.jit(functools.partial(system.model.apply, {"params": params}))

@@ -14,12 +14,7 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def model():
-  config = model_configs.TwoTowerConfig(
-    d_model=16, num_heads=2, d_ff=24, dropout=0.0, temperature=0.5
-  )
-  return registry.create(
-    config, tiny.NUM_ITEMS, (), tiny.FEATURES, tiny.ITEM_FEATURES
-  )
+  return tiny.two_tower(temperature=0.5)
 
 
 @pytest.fixture(scope="module")
