@@ -4,7 +4,9 @@ Of each user's later events, every liked one is paired with every disliked one;
 a pair is right where the model gives the liked item the higher probability,
 given what the user did before any of them. Ties count half. Unlike a ranking
 of all items this asks for nothing that was not logged, so it judges preference
-where most later items were never seen before.
+where most later items were never seen before. Pairs of two items that training
+never saw are told apart by what their semantic IDs share with others alone;
+their share and accuracy stand beside those of all.
 """
 
 import dataclasses
@@ -38,12 +40,14 @@ class Judged:
     start: the first event of the split; those before it are known.
     events: places of the liked and the disliked events.
     liked: [n] which of them were liked.
+    new: [n] which of their items no training event has.
   """
 
   record: shards.UserRecord
   start: int
   events: np.ndarray
   liked: np.ndarray
+  new: np.ndarray
 
   def right(self, scores: np.ndarray) -> np.ndarray:
     """1, ½ or 0 for each pair of a liked and a disliked event.
@@ -53,6 +57,10 @@ class Judged:
     """
     above = scores[self.liked][:, None] - scores[~self.liked][None, :]
     return ((np.sign(above) + 1) / 2).ravel()
+
+  def both_new(self) -> np.ndarray:
+    """Which of these pairs are of two new items."""
+    return (self.new[self.liked][:, None] & self.new[~self.liked]).ravel()
 
 
 def judged(
@@ -76,7 +84,7 @@ def judged(
         f"the events have no flag {name!r}, only {sorted(known)}; name others "
         "with --good and --bad"
       )
-  found = []
+  found, counts = [], prepared.item_counts
   for index in range(len(prepared)):
     record = prepared.user(index)
     later = record.split == split
@@ -85,7 +93,8 @@ def judged(
     events = np.flatnonzero(later & (liked != disliked))
     if 0 < liked[events].sum() < len(events):
       start = int(later.argmax())
-      found.append(Judged(record, start, events, liked[events]))
+      new = counts[record.items[events]] == 0
+      found.append(Judged(record, start, events, liked[events], new))
   if not found:
     raise ValueError(f"no user of the split has both {good!r} and {bad!r}")
   return found
@@ -187,8 +196,9 @@ def compare(
     found: name of a run → its `scores`.
 
   Returns:
-    Name → accuracy with its 95% interval over users, and (of all but the
-    first) the paired difference with its own.
+    Name → accuracy with its 95% interval over users, accuracy on pairs of two
+    new items, and (of all but the first) the paired difference with its own
+    interval.
   """
   right = {
     name: [user.right(s) for user, s in zip(asked, of_run)]
@@ -199,6 +209,7 @@ def compare(
     [user.record.user for user in asked],
     [len(pairs) for pairs in next(iter(right.values()))],
   )
+  new = np.concatenate([user.both_new() for user in asked])
   rows: dict[str, dict[str, Any]] = {}
   for name, of_run in right.items():
     own = np.concatenate(of_run)
@@ -210,6 +221,8 @@ def compare(
       "accuracy": accuracy.mean,
       "accuracy_low": accuracy.low,
       "accuracy_high": accuracy.high,
+      "new_pairs": int(new.sum()),
+      "new_accuracy": float(own[new].mean()) if new.any() else None,
     }
     if len(rows) > 1:
       rows[name] |= {
@@ -222,9 +235,12 @@ def compare(
 
 def table(rows: dict[str, dict[str, Any]]) -> rich.table.Table:
   """What `compare` gives, to print."""
+  first = next(iter(rows.values()))
+  new = f"of {first['new_pairs']} with two new items"
   shown = rich.table.Table(
-    "run", "pairs right", "− first run", box=rich.box.SIMPLE
+    "run", "pairs right", "− first run", new, box=rich.box.SIMPLE
   )
+  shown.caption = f"{first['pairs']} pairs of {first['users']} users"
   for name, row in rows.items():
     columns = []
     for column, form in (("accuracy", ".4f"), ("difference", "+.4f")):
@@ -233,5 +249,9 @@ def table(rows: dict[str, dict[str, Any]]) -> rich.table.Table:
           format(row[column + end], form) for end in ("", "_low", "_high")
         )
         columns.append(f"{mean} ({low} … {high})")
+      else:
+        columns.append("")
+    if row["new_pairs"]:
+      columns.append(f"{row['new_accuracy']:.4f}")
     shown.add_row(name, *columns)
   return shown

@@ -17,7 +17,7 @@ ITEMS = 40
 
 @pytest.fixture(scope="module")
 def system(tmp_path_factory):
-  """Opinions of 60 users on 40 items, no training."""
+  """Opinions of 60 users on 40 items and 40 late ones, no training."""
   folder = tmp_path_factory.mktemp("feedback")
   rng = np.random.default_rng(0)
   lines = ["user_id,item_id,timestamp_ms,like,dislike"]
@@ -25,16 +25,15 @@ def system(tmp_path_factory):
     for event in range(20):
       like, dislike = rng.random(2) < 0.5
       time = 1_600_000_000_000 + event * 3_600_000 + user
-      lines.append(
-        f"u{user},i{rng.integers(ITEMS)},{time},{int(like)},{int(dislike)}"
-      )
+      item = rng.integers(ITEMS if event < 15 else 2 * ITEMS)
+      lines.append(f"u{user},i{item},{time},{int(like)},{int(dislike)}")
   (folder / "events.csv").write_text("\n".join(lines) + "\n")
   c = config_lib.Config(name="opinions")
   c.prepare.dataset = "tables"
   c.prepare.events = str(folder / "events.csv")
   c.prepare.split = "time"
   c.tokenizer.vectors = "collaborative"
-  c.tokenizer.num_codes = 8
+  c.tokenizer.num_codes = 16
   c.tokenizer.num_levels = 2
   c.tokenizer.vector_size = 8
   c.pipeline.max_history = 6
@@ -82,7 +81,10 @@ def test_scores_are_those_of_a_search_over_all_items(system, judged, mesh):
 def test_who_is_judged(system, judged):
   """Later events with one opinion, of users who have both; none earlier."""
   prepared = system.prepared
-  users = set()
+  users, known = set(), set()
+  for index in range(len(prepared)):
+    record = prepared.user(index)
+    known.update(record.items[record.split == splits.TRAIN].tolist())
   for index in range(len(prepared)):
     record = prepared.user(index)
     liked = [
@@ -96,10 +98,13 @@ def test_who_is_judged(system, judged):
       users.add(record.user)
   assert {user.record.user for user in judged} == users
   assert 3 < len(users) < 60
+  assert {new for user in judged for new in user.new.tolist()} == {True, False}
   for user in judged:
     assert user.record.split[user.start] == splits.TEST
     assert user.start == 0 or user.record.split[user.start - 1] < splits.TEST
     assert (user.record.split[user.events] == splits.TEST).all()
+    for item, new in zip(user.record.items[user.events], user.new):
+      assert new == (item not in known)
 
 
 def test_accuracy_by_loops(judged):
@@ -107,13 +112,14 @@ def test_accuracy_by_loops(judged):
   first = [rng.integers(0, 4, len(u.events)).astype(float) for u in judged]
   second = [rng.integers(0, 4, len(u.events)).astype(float) for u in judged]
 
-  def accuracy(of_run):
+  def accuracy(of_run, new_alone=False):
     points = []
     for user, scores in zip(judged, of_run):
       for i in np.flatnonzero(user.liked):
         for j in np.flatnonzero(~user.liked):
           tie = 0.5 * (scores[i] == scores[j])
-          points.append(float(scores[i] > scores[j]) + tie)
+          if not new_alone or {i, j} <= {*np.flatnonzero(user.new)}:
+            points.append(float(scores[i] > scores[j]) + tie)
     return np.mean(points)
 
   found = feedback_pairs.compare(judged, {"a": first, "b": second})
@@ -121,6 +127,7 @@ def test_accuracy_by_loops(judged):
   assert found["b"]["difference"] == pytest.approx(
     accuracy(second) - accuracy(first)
   )
+  assert found["b"]["new_accuracy"] == pytest.approx(accuracy(second, True))
   assert "difference" not in found["a"]
   assert (
     found["b"]["difference_low"]
