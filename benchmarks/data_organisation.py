@@ -155,6 +155,12 @@ def step_flops(
   )
 
 
+def evenly_spaced(steps_per_pass: int, steps: int) -> set[int]:
+  """Numbers of a pass's batches, its first and last among them."""
+  steps = min(steps, steps_per_pass)
+  return set(np.linspace(0, steps_per_pass - 1, steps).round().astype(int))
+
+
 def trained(
   system: assemble.System,
   settings: config_lib.PipelineConfig,
@@ -167,12 +173,11 @@ def trained(
   dataset, steps_per_pass = pipeline.training_dataset(
     system.prepared, settings, seed
   )
-  stride = 1
+  stream = iter(dataset)
   if settings.order == "time":
-    stride = max(1, steps_per_pass // steps)
-    # The stream ends; what does not fit evenly is left at its end.
-    steps = min(steps, steps_per_pass // stride)
-  stream = itertools.islice(iter(dataset), 0, None, stride)
+    kept = evenly_spaced(steps_per_pass, steps)
+    steps = len(kept)
+    stream = (b for number, b in enumerate(stream) if number in kept)
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   tables = jax.device_put(
     (system.catalogue, system.index), partitioning.replicated(mesh)

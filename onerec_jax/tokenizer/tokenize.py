@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, semantic_ids
-from onerec_jax.data import shards
+from onerec_jax.data import shards, splits
 from onerec_jax.tokenizer import (
   extension,
   item_vectors,
@@ -27,14 +27,21 @@ ALGORITHM_VERSION = 1
 """Raised when the same config would give other codes than before."""
 
 
+ALIGNED_VERSION = 2
+"""The same, of `aligned` vectors alone. 2: of positive events."""
+
+
 def training_events(
-  prepared: shards.PreparedData,
+  prepared: shards.PreparedData, positive_alone: bool
 ) -> tuple[Int[np.ndarray, "U1"], Int[np.ndarray, "events"]]:
   """Offsets of users and dense item ids of their training events."""
   kept = []
   for index in range(len(prepared)):
     record = prepared.user(index)
-    kept.append(record.items[record.split == 0])
+    training = record.split == splits.TRAIN
+    if positive_alone:
+      training &= record.positive
+    kept.append(record.items[training])
   offsets = np.cumsum([0, *map(len, kept)])
   return offsets, np.concatenate([np.zeros(0, np.int32), *kept])
 
@@ -48,7 +55,9 @@ def fingerprint(
     item_vectors.check_file(config.embedding)
     matrix = files.sha256(config.embedding)
   settings = config_lib.to_dict(config)
-  if config.vectors != "aligned":
+  if config.vectors == "aligned":
+    settings["version"] = ALIGNED_VERSION
+  else:
     # Not read: they change nothing.
     del settings["qformer"]
   return files.fingerprint(
@@ -122,7 +131,8 @@ def _fit_vectors(
     text = f"item vectors: step {step}/{steps}, loss {loss:.3f}"
     progress.update(task, description=text)
 
-  offsets, events = training_events(prepared)
+  # V1 pairs what was liked: of a log of all that was shown, little else was.
+  offsets, events = training_events(prepared, config.vectors == "aligned")
   progress.update(task, description="item vectors", advance=1)
   vectors, frozen, line = item_vectors.fit(
     config, prepared.items, offsets, events, aligning

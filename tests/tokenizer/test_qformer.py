@@ -379,3 +379,38 @@ def test_settings_count_where_they_are_read(tmp_path):
 
   assert name("aligned") != name("aligned", num_steps=9)
   assert name("fused") == name("fused", num_steps=9)
+
+
+def test_pairs_are_of_positive_training_events(tmp_path):
+  """What the data mark negative might as well not be there."""
+  lines = [
+    f"u{user},i{(user + 3 * place) % 12},{place},{place % 2}"
+    for user in range(8)
+    for place in range(10)
+  ]
+
+  def events(rows, vectors):
+    folder = tmp_path / f"{len(rows)}_{vectors}"
+    folder.mkdir()
+    text = "user_id,item_id,timestamp_ms,like\n" + "\n".join(rows)
+    (folder / "events.csv").write_text(text + "\n")
+    c = config_lib.Config()
+    c.prepare.dataset = "tables"
+    c.prepare.events = str(folder / "events.csv")
+    c.prepare.split = "time"
+    c.prepare.validation_from_ms = c.prepare.test_from_ms = 8
+    prepare.prepare(c.prepare, folder)
+    prepared = shards.PreparedData.open(folder)
+    offsets, found = tokenize.training_events(prepared, vectors == "aligned")
+    names = prepared.items["raw_id"].to_pylist()
+    users = prepared.users["user_id"].to_pylist()
+    return {
+      user: [names[item - 1] for item in found[start:stop]]
+      for user, start, stop in zip(users, offsets, offsets[1:])
+    }
+
+  liked = [line for line in lines if line.endswith("1")]
+  found = events(lines, "aligned")
+  assert found == events(liked, "fused")
+  assert sum(map(len, found.values())) == 8 * 4
+  assert sum(map(len, events(lines, "fused").values())) == 8 * 8
