@@ -1,6 +1,6 @@
 """How fast lifelong histories are compressed (OneRec-V1 §2.2).
 
-python benchmarks/lifelong.py
+python -m benchmarks.lifelong [--output=a.json]
 
 Users of 1,000 to 100,000 events, whose items come from topics of item space;
 each history is compressed once, as at its last snapshot. What a user costs over
@@ -18,6 +18,7 @@ import rich.table
 from absl import app, flags
 
 from onerec_jax import config as config_lib
+from onerec_jax import files
 from onerec_jax.data import lifelong
 
 _EVENTS = flags.DEFINE_list("events", ["1000", "10000", "100000"], "Of a user.")
@@ -27,6 +28,7 @@ _TOPICS = flags.DEFINE_integer("topics", 500, "Centres that items lie around.")
 _CAP = flags.DEFINE_integer("cap", 2000, "The most representatives.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Users of each length.")
 _SEED = flags.DEFINE_integer("seed", 0, "Of items and users.")
+_OUTPUT = flags.DEFINE_string("output", "", "JSON to write.")
 
 
 def main(argv: list[str]) -> None:
@@ -47,6 +49,7 @@ def main(argv: list[str]) -> None:
   for heading in ("events", "representatives", "largest", "seconds",
                   "events/s"):  # fmt: skip
     table.add_column(heading, justify="right")
+  rows = []
   for count in map(int, _EVENTS.value):
     seconds, kept, largest = [], [], []
     for _ in range(_REPEATS.value):
@@ -63,14 +66,21 @@ def main(argv: list[str]) -> None:
       kept.append(len(found.event))
       largest.append(int(found.size.max()))
     median = float(np.median(seconds))
+    row = {
+      "events": count,
+      "representatives": float(np.mean(kept)),
+      "largest": max(largest),
+      "seconds": median,
+      "events_per_second": count / median,
+    }
+    rows.append(row)
     table.add_row(
-      f"{count:,}",
-      f"{np.mean(kept):,.0f}",
-      f"{max(largest):,}",
-      f"{median:.3f}",
-      f"{count / median:,.0f}",
-    )
+      *(f"{value:,.{3 if name == 'seconds' else 0}f}"
+        for name, value in row.items())
+    )  # fmt: skip
   rich.console.Console().print(table)
+  if _OUTPUT.value:
+    files.write_json(_OUTPUT.value, {"cores": os.cpu_count(), "rows": rows})
 
 
 if __name__ == "__main__":
