@@ -4,6 +4,8 @@ r"""Measures trained runs on a split and prints the table.
   python -m launch.evaluate --workdir=... --models=lazy_decoder,popularity
   python -m launch.evaluate --workdir=... --models=a_seed0,a_seed1,a_seed2 \
     --average --output=results/raw/a.json
+  python -m launch.evaluate --workdir=... --models=plain,better \
+    --baselines=plain
 
 Without --models: every trained run and popularity.
 """
@@ -25,6 +27,10 @@ _SPLIT = absl_flags.DEFINE_enum(
 _AVERAGE = absl_flags.DEFINE_bool(
   "average", False, "The models are seeds of one: print mean ± std too."
 )
+_BASELINES = absl_flags.DEFINE_list(
+  "baselines", list(tables.BASELINES), "Which of them the others are compared "
+  "with; the earlier ones are compared with none of the later.",
+)  # fmt: skip
 _OUTPUT = absl_flags.DEFINE_string(
   "output", "", "JSON to write: all figures, differences, and averages."
 )
@@ -40,8 +46,12 @@ def main() -> None:
     *workflow.finished_runs(workdir),
     workflow.POPULARITY,
   ]
+  if absent := {*_BASELINES.value} - {*names, *tables.BASELINES}:
+    raise app.UsageError(
+      f"--baselines has {', '.join(sorted(absent))}, which --models has not"
+    )
   found = [workflow.evaluate(workdir, name, _SPLIT.value) for name in names]
-  compared = tables.print_table(found)
+  compared = tables.print_table(found, baselines=_BASELINES.value)
   summaries = {
     name: workflow.summary(workdir, e) for name, e in zip(names, found)
   }
