@@ -22,6 +22,10 @@ _SCALES = {"ipo": (0.5, 0.0125), "simpo": (2.0, 0.5)}
 SimPO's β is divided by the 15 codes of a session; 2 is the least it was tried
 with."""
 
+_OF_CPO = 1 / 15
+"""λ of the better session's own loss, a sum over 15 codes: their mean, as it is
+usually run. At 1 its gradient is twenty times the preference's (β / 2)."""
+
 
 def get_config(arg: str = "dpo") -> config_lib.Config:
   if arg != "once" and arg not in objectives.PAIRS:
@@ -42,6 +46,8 @@ def get_config(arg: str = "dpo") -> config_lib.Config:
   # Under imitation alone NDCG of 1,000 requests fell by 7%.
   a.gate = 0.2
   a.beta, a.weight = _SCALES.get(arg, (0.1, 0.5))
+  if arg == "cpo":
+    a.likelihood = _OF_CPO
   return c
 
 
