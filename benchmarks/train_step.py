@@ -11,7 +11,7 @@ them a float32 matmul measured in the same process.
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -25,6 +25,7 @@ from launch import flags
 from onerec_jax import config as config_lib
 from onerec_jax import partitioning, workflow
 from onerec_jax.data import pipeline
+from onerec_jax.data.batch import Batch
 from onerec_jax.models import registry
 from onerec_jax.training import loop, losses, optimizer, state, step, throughput
 
@@ -43,6 +44,15 @@ def median_seconds(function: Callable[..., Any], *arguments: Any) -> float:
   return float(np.median(times))
 
 
+def read(stream: Iterator[Batch]) -> tuple[Batch, float]:
+  """A batch of the pipeline, and the mean time of one after the first."""
+  next(stream)
+  start = time.perf_counter()
+  for _ in range(_REPEATS.value):
+    batch = next(stream)
+  return batch, (time.perf_counter() - start) / _REPEATS.value
+
+
 def main(argv: list[str]) -> None:
   """Entry point."""
   if len(argv) > 1:
@@ -52,14 +62,8 @@ def main(argv: list[str]) -> None:
   system = workflow.assembled(config, flags.workdir(config))
   model, matmul = system.model, throughput.measure_matmul()
   dataset, _ = pipeline.training_dataset(system.prepared, config.pipeline, 0)
-  stream = iter(dataset)
-  next(stream)
-  start = time.perf_counter()
-  for _ in range(_REPEATS.value):
-    host_batch = next(stream)
-  rows = [
-    ("pipeline, one batch", (time.perf_counter() - start) / _REPEATS.value, 0)
-  ]
+  host_batch, seconds = read(iter(dataset))
+  rows = [("pipeline, one batch", seconds, 0)]
 
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   batch = loop.put_batch(host_batch, partitioning.batch_sharding(mesh))

@@ -41,8 +41,7 @@ def main() -> None:
   if _INDEX.value is not None:
     flags.start(_DISTRIBUTED.value)
     config = sweep.config(_INDEX.value)
-    aligned = bool(config.alignment.start)
-    make = workflow_align.align if aligned else workflow.train
+    make = workflow_align.align if config.alignment.start else workflow.train
     make(config, workdir)
     return
   program = ["-m", "launch.sweep", f"--sweep={sweep.spec}"]

@@ -215,8 +215,8 @@ def _check_leak(config: config_lib.Config) -> None:
   ):
     raise ValueError(
       "model.causal_encoder=False lets every context position see the whole "
-      f"row, and pipeline.targets={config.pipeline.targets} has targets at many "
-      "of its times: set --config.pipeline.targets=request or "
+      f"row, and pipeline.targets={config.pipeline.targets} has targets at "
+      "many of its times: set --config.pipeline.targets=request or "
       "--config.model.causal_encoder=True"
     )
 

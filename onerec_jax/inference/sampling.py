@@ -9,6 +9,7 @@ items.
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -66,14 +67,7 @@ def sample(
     ValueError: free sampling from a model whose softmax is constrained: an
       ID that is no item has no probability there.
   """
-  if model.constrained_softmax and not constrained:
-    raise ValueError(
-      "free sampling needs a model with a softmax over all codes: train it "
-      "with model.constrained_softmax=False"
-    )
-  draw = functools.partial(_draw_any_code, index)
-  if constrained:
-    draw = functools.partial(_draw_item_code, index, model.constrained_softmax)
+  draw = _drawing(index, model.constrained_softmax, constrained)
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
   rows = batch.items.shape[0]
@@ -99,6 +93,20 @@ def sample(
     prefix_index.leaf_items(index, node),
     jnp.stack(log_probabilities, axis=-1),
   )
+
+
+def _drawing(
+  index: PrefixIndex, constrained_softmax: bool, constrained: bool
+) -> Callable[..., tuple[Array, Array, Array]]:
+  """What draws the codes of a level; raises as `sample` does."""
+  if constrained:
+    return functools.partial(_draw_item_code, index, constrained_softmax)
+  if constrained_softmax:
+    raise ValueError(
+      "free sampling needs a model with a softmax over all codes: train it "
+      "with model.constrained_softmax=False"
+    )
+  return functools.partial(_draw_any_code, index)
 
 
 def _draw_item_code(

@@ -14,9 +14,16 @@ Sections, tables and appendices named are those of OneRec-V2 (arXiv
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from onerec_jax import config as config_lib
 from onerec_jax import model_configs
+from onerec_jax.data import batch as batch_lib
 from onerec_jax.models import registry
 from onerec_jax.scaling import sizes
+from onerec_jax.training import state
 
 TARGETS = 5
 """Targets that share one context."""
@@ -210,7 +217,9 @@ def report_block_parameters(size: sizes.ReportSize) -> int:
 
 
 def report_parameters(size: sizes.ReportSize) -> int:
-  """Blocks, two tables of all codes, and the pathways.
+  """Blocks, two tables of all codes, and the pathways, as the report has them.
+
+  Our own model has more: see `built_parameters`.
 
   INFERRED: which tables the report counts is not said; those of item, author
   and user ids are unpublished and left out. Pathways: two blocks of the
@@ -252,10 +261,25 @@ def counted_parameters(
   return registry.block_parameters(_build(config))
 
 
-def _build(config):
+def built_parameters(
+  config: model_configs.GeneratorConfig, pathways: config_lib.PathwaysConfig
+) -> int:
+  """All parameters of the model that a config builds, on rows of pathways.
+
+  Over data without features: tables of ids are none of it.
+  """
+  int32 = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+  context, target = int32(1, pathways.positions), int32(1, 1)
+  batch = batch_lib.Batch(context, context, {}, target, target, target)
+  catalogue = batch_lib.Catalogue(int32(2, LEVELS), {})
+  shapes = state.abstract_params(_build(config, pathways), batch, catalogue)
+  return sum(leaf.size for leaf in jax.tree.leaves(nn.unbox(shapes)))
+
+
+def _build(config, pathways=None):
   # The dtype changes no count, and `auto` would start an accelerator.
   config = dataclasses.replace(config, compute_dtype="float32")
-  return registry.create(config, 1, (CODES,) * LEVELS, {}, {})
+  return registry.create(config, 1, (CODES,) * LEVELS, {}, {}, pathways)
 
 
 def lazy_config(name: str, **changes: int) -> model_configs.LazyDecoderConfig:

@@ -11,6 +11,7 @@ ours), and the context is semantic IDs alone: a single pass over the data.
 import dataclasses
 from typing import Any, NamedTuple
 
+from onerec_jax import config as config_lib
 from onerec_jax import model_configs
 
 
@@ -84,7 +85,12 @@ REPORT_SIZES = {
   ),
 }
 """Name → row; the name is all parameters, most of them in unpublished tables
-of ids: blocks hold .66M, 84M, .82B and 2.53B (`launch.paper_tables`)."""
+of ids: blocks hold .66M, 84M, .86B and 2.58B (`launch.paper_tables`)."""
+REPORT_PATHWAYS = config_lib.PathwaysConfig(
+  short=20, positive=256, lifelong=2000
+)
+"""What V1's encoders read, with the user token (V1 §2.2); the 128 queries and
+two blocks of the Q-Former are the model config's defaults."""
 
 
 def lazy_decoder(name: str) -> model_configs.LazyDecoderConfig:

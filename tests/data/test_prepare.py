@@ -77,18 +77,63 @@ def log2(value):
   return 0 if value is None else (1 + value).bit_length()
 
 
-@settings(max_examples=20, deadline=None)
-@given(ROWS, st.integers(1, 3), st.integers(1, 4))
-def test_against_plain_python(tmp_path_factory, rows, min_item, min_user):
-  users, kept, drops = oracle(rows, min_item, min_user)
-  columns = {name: [row[name] for row in rows] for name in rows[0]}
+def as_columns(rows):
+  """The rows as columns; those of nothing but None keep their type."""
   types = {
     "request_id": pa.string(),
     "rating": pa.float64(),
     "like": pa.bool_(),
     "play_time_ms": pa.int64(),
   }
-  events = {n: pa.array(v, types.get(n)) for n, v in columns.items()}
+  return {n: pa.array([r[n] for r in rows], types.get(n)) for n in rows[0]}
+
+
+def check_user(record, events, item_index):
+  """A user's record against its rows; gives the rows of the training split."""
+  n = len(events)
+  assert record.items.tolist() == [item_index[r["item_id"]] for r in events]
+  times = [r["timestamp_ms"] for r in events]
+  assert record.timestamps.tolist() == times
+  split = [0] * n if n < 3 else [0] * (n - 2) + [1, 2]
+  assert record.split.tolist() == split
+  run_index, requests = -1, []
+  for previous, row in zip([None, *events], events):
+    same = previous is not None and row["request_id"] is not None
+    same = same and previous["request_id"] == row["request_id"]
+    run_index += not same
+    requests.append(run_index)
+  assert record.request.tolist() == requests
+  gap = [None, *np.diff(times).tolist()]
+  assert record.features["gap"].tolist() == [log2(g) for g in gap]
+  if "like" in record.features:
+    codes = {None: 0, False: 1, True: 2}
+    assert record.features["like"].tolist() == [
+      codes[r["like"]] for r in events
+    ]
+  if "play_time_ms" in record.features:
+    assert record.features["play_time_ms"].tolist() == [
+      log2(r["play_time_ms"]) for r in events
+    ]
+  return [row for row, code in zip(events, split) if code == 0]
+
+
+def check_ratings(data, users, training):
+  """Buckets of ratings: their edges are the training split's."""
+  edges = data.manifest["bucketing"]["event"]["rating"]["edges"]
+  assert edges == sorted({row["rating"] for row in training} - {None})
+  for i, events in enumerate(users.values()):
+    expected = [
+      0 if r["rating"] is None
+      else max(1, sum(e <= r["rating"] for e in edges))
+      for r in events
+    ]  # fmt: skip
+    assert data.user(i).features["rating"].tolist() == expected
+
+
+@settings(max_examples=20, deadline=None)
+@given(ROWS, st.integers(1, 3), st.integers(1, 4))
+def test_against_plain_python(tmp_path_factory, rows, min_item, min_user):
+  users, kept, drops = oracle(rows, min_item, min_user)
   fields = {
     "where": "timestamp_ms < 4",
     "min_item_events": min_item,
@@ -98,62 +143,25 @@ def test_against_plain_python(tmp_path_factory, rows, min_item, min_user):
   workdir = tmp_path_factory.mktemp("w")
   if not kept:
     with pytest.raises(ValueError, match="no events are left"):
-      run(workdir, events, **fields)
+      run(workdir, as_columns(rows), **fields)
     return
-  data = run(workdir, events, **fields)
-  manifest = data.manifest
-  assert manifest["dropped_events"] == dict(drops)
-  assert manifest["num_events"] == len(kept)
+  data = run(workdir, as_columns(rows), **fields)
+  assert data.manifest["dropped_events"] == dict(drops)
+  assert data.manifest["num_events"] == len(kept)
   item_index = {}
   for row in kept:
     item_index.setdefault(row["item_id"], len(item_index) + 1)
   assert data.item_index == item_index
   assert data.users["raw_id"].to_pylist() == list(users)
-  counts = collections.Counter()
-  ratings = set()
+  training = []
   for i, events in enumerate(users.values()):
-    record = data.user(i)
-    n = len(events)
-    assert record.user == i + 1
-    assert record.items.tolist() == [item_index[r["item_id"]] for r in events]
-    times = [r["timestamp_ms"] for r in events]
-    assert record.timestamps.tolist() == times
-    split = [0] * n if n < 3 else [0] * (n - 2) + [1, 2]
-    assert record.split.tolist() == split
-    run_index, requests = -1, []
-    for previous, row in zip([None, *events], events):
-      same = previous is not None and row["request_id"] is not None
-      same = same and previous["request_id"] == row["request_id"]
-      run_index += not same
-      requests.append(run_index)
-    assert record.request.tolist() == requests
-    gap = [None, *np.diff(times).tolist()]
-    assert record.features["gap"].tolist() == [log2(g) for g in gap]
-    for row, code in zip(events, split):
-      if code == 0:
-        counts[row["item_id"]] += 1
-        ratings.add(row["rating"])
-    if "like" in record.features:
-      codes = {None: 0, False: 1, True: 2}
-      assert record.features["like"].tolist() == [
-        codes[r["like"]] for r in events
-      ]
-    if "play_time_ms" in record.features:
-      assert record.features["play_time_ms"].tolist() == [
-        log2(r["play_time_ms"]) for r in events
-      ]
+    assert data.user(i).user == i + 1
+    training += check_user(data.user(i), events, item_index)
   # Item counts and rating buckets know nothing beyond the training split.
+  counts = collections.Counter(row["item_id"] for row in training)
   assert data.items["count"].to_pylist() == [counts[i] for i in item_index]
-  if "rating" in manifest["bucketing"]["event"]:
-    edges = manifest["bucketing"]["event"]["rating"]["edges"]
-    assert edges == sorted(ratings - {None})
-    for i, events in enumerate(users.values()):
-      expected = [
-        0 if r["rating"] is None
-        else max(1, sum(e <= r["rating"] for e in edges))
-        for r in events
-      ]  # fmt: skip
-      assert data.user(i).features["rating"].tolist() == expected
+  if "rating" in data.manifest["bucketing"]["event"]:
+    check_ratings(data, users, training)
 
 
 # Each broken or odd input and what becomes of it.

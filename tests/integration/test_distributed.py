@@ -188,7 +188,14 @@ def test_a_preemption_of_one_stops_both_and_another_mesh_goes_on(
 
 
 def test_killed_processes_resume_bit_equal(tmp_path):
-  """kill -9 to one process or both; more kills: benchmarks/kill_resume.py."""
-  record = kill_resume.measure(tmp_path, kills=2, seed=0, steps=24)
-  assert len(record["kills"]) == 2
+  """kill -9 to one process, then to both; more: benchmarks/kill_resume.py."""
+  # By this seed the first process dies after step 8 and both after step 12.
+  record = kill_resume.measure(tmp_path, kills=2, seed=205, steps=24)
+  first, second = record["kills"]
+  assert (first["killed"], second["killed"]) == ("first", "both")
+  for kill in (first, second):
+    assert kill["in"] == "steps"
+    assert kill["saved"] > 0, "nothing was there to lose"
+  assert second["resumed_at"] == first["saved"]
+  assert record["end"]["resumed_at"] == second["saved"]
   assert record["equal"], record

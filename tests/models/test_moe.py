@@ -1,6 +1,5 @@
-"""Experts against numpy loops, balancing by hand, meshes against a device."""
+"""Experts against numpy loops, and meshes against a device."""
 
-import functools
 import re
 
 import jax
@@ -14,87 +13,21 @@ from onerec_jax import config as config_lib
 from onerec_jax import partitioning
 from onerec_jax.models import moe
 from tests import tiny
-
-D, F, E = 8, 6, 5
-SHAPE = (3, 7)
-PADDING = [(0, 6), (2, 3), (2, 4), (2, 5), (2, 6)]
-
-
-def draw(*shape, seed=0):
-  x = np.random.default_rng(seed).normal(size=shape)
-  return jnp.asarray(x, jnp.float32)
-
-
-def inputs():
-  weights = np.ones(SHAPE, np.float32)
-  weights[tuple(zip(*PADDING))] = 0
-  return draw(*SHAPE, D), jnp.asarray(weights)
-
-
-def parameters(module, experts=E):
-  """Random ones, the bias large enough to change choices."""
-  params = {
-    "router": {"kernel": draw(D, experts, seed=1) / 2},
-    "balance_bias": draw(experts, seed=2) / 3,
-    "wi": {"kernel": draw(experts, D, 2 * F, seed=3) / 2},
-    "wo": {"kernel": draw(experts, F, D, seed=4) / 2},
-  }
-  if module.shared_experts:
-    width = module.shared_experts * F
-    params["shared"] = {
-      "wi": {"kernel": draw(D, 2 * width, seed=5) / 2},
-      "wo": {"kernel": draw(width, D, seed=6) / 2},
-    }
-  return params
-
-
-def apply(module, params, x, weights):
-  """(output, loads)."""
-  out, sown = module.apply({"params": params}, x, weights, mutable=["loads"])
-  return out, sown["loads"]["load"]
-
-
-run = tiny.jit(apply, static_argnums=0)
-
-
-def routing(module, params, x, weights):
-  """Gates [N, E], 0 where not chosen, by sorting one token at a time."""
-  wide = lambda a: np.asarray(a, np.float64)
-  gates = np.zeros((x.shape[0], module.num_experts))
-  for n, (token, real) in enumerate(zip(wide(x), np.asarray(weights))):
-    logits = token @ wide(params["router"]["kernel"])
-    affinity = 1 / (1 + np.exp(-logits))
-    if module.router == "softmax":
-      affinity = np.exp(logits) / np.sum(np.exp(logits))
-    score = affinity + wide(params["balance_bias"])
-    chosen = sorted(range(module.num_experts), key=lambda e: -score[e])
-    chosen = chosen[: module.experts_per_token] if real else []
-    total = sum(affinity[e] for e in chosen)
-    for e in chosen:
-      gates[n, e] = affinity[e] / (total if module.router == "sigmoid" else 1)
-  return gates
-
-
-def swiglu(x, wi, wo, backend=np):
-  half = wi.shape[-1] // 2
-  gate, value = x @ wi[:, :half], x @ wi[:, half:]
-  return (gate / (1 + backend.exp(-gate)) * value) @ wo
-
-
-def by_loop(module, params, x, weights):
-  """(output, loads) by a loop over tokens and experts in float64."""
-  rows = np.asarray(x, np.float64).reshape(-1, D)
-  params = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
-  gates = routing(module, params, rows, weights.reshape(-1))
-  out = np.zeros_like(rows)
-  for n, e in zip(*np.nonzero(gates)):
-    kernels = params["wi"]["kernel"][e], params["wo"]["kernel"][e]
-    out[n] += gates[n, e] * swiglu(rows[n], *kernels)
-  if module.shared_experts:
-    shared = params["shared"]
-    out += swiglu(rows, shared["wi"]["kernel"], shared["wo"]["kernel"])
-  return out.reshape(x.shape), np.sum(gates > 0, axis=0)
-
+from tests.models.moe_oracle import (
+  PADDING,
+  SHAPE,
+  D,
+  E,
+  F,
+  apply,
+  by_loop,
+  draw,
+  inputs,
+  parameters,
+  routing,
+  run,
+  swiglu,
+)
 
 CASES = pytest.mark.parametrize(
   ("router", "k", "shared"),
@@ -224,152 +157,6 @@ def test_bfloat16_tokens_are_routed_in_float32():
   np.testing.assert_array_equal(loads, counts)
 
 
-class _Layer(nn.Module):
-  """A residual layer of experts, as nn.scan wants it."""
-
-  @nn.compact
-  def __call__(self, x, weights):
-    return x + moe.MoE(E, 2, F, name="ffn")(x, weights), None
-
-
-class _Stack(nn.Module):
-  scanned: bool
-
-  @nn.compact
-  def __call__(self, x, weights):
-    if not self.scanned:
-      for layer in range(3):
-        x, _ = nn.remat(_Layer)(name=f"layer_{layer}")(x, weights)
-      return x
-    layers = nn.scan(
-      nn.remat(_Layer, prevent_cse=False),
-      variable_axes={"params": 0, "loads": 0},
-      split_rngs={"params": True},
-      in_axes=nn.broadcast,
-      length=3,
-      metadata_params={nn.PARTITION_NAME: "layers"},
-    )
-    return layers(name="layers")(x, weights)[0]
-
-
-def test_scanned_layers_sow_stacked_loads_that_balance_them():
-  x, weights = inputs()
-  scanned, looped = _Stack(True), _Stack(False)
-  shapes = jax.eval_shape(scanned.init, jax.random.key(0), x, weights)
-  params = jax.tree.map(
-    lambda a: draw(*a.shape, seed=a.ndim) / 3, nn.unbox(shapes["params"])
-  )
-  pieces = {
-    f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], params["layers"])
-    for i in range(3)
-  }
-
-  def loss(model, params):
-    out, sown = model.apply({"params": params}, x, weights, mutable=["loads"])
-    return jnp.sum(jnp.square(out)), sown["loads"]
-
-  grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
-  grad = tiny.jit(grad, static_argnums=0)
-  (found, loads), grads = grad(scanned, params)
-  (expected, apart), grads_apart = grad(looped, pieces)
-  np.testing.assert_allclose(found, expected, rtol=1e-5)
-  stack = lambda tree: jax.tree.map(
-    lambda *a: jnp.stack(a), *(tree[f"layer_{i}"] for i in range(3))
-  )
-  load = loads["layers"]["ffn"]["load"]
-  np.testing.assert_array_equal(load, stack(apart)["ffn"]["load"])
-  close = functools.partial(np.testing.assert_allclose, atol=1e-4)
-  jax.tree.map(close, grads["layers"], stack(grads_apart))
-  moved = moe.balance(params, loads, 0.5)["layers"]
-  moved_apart = stack(moe.balance(pieces, apart, 0.5))
-  jax.tree.map(np.testing.assert_array_equal, moved, moved_apart)
-  assert moved["ffn"]["balance_bias"].any()
-  # Not asked for, nothing is sown.
-  alone = jax.eval_shape(scanned.apply, {"params": params}, x, weights)
-  assert alone.shape == x.shape
-
-
-def test_balance_by_hand():
-  """Means are 4; in the stack 2 and 1. What is not a bias stays."""
-  params = {
-    "a": {"ffn": {"balance_bias": jnp.asarray([0.5, 0, 0, -1]), "w": 1.0}},
-    "b": {"balance_bias": jnp.zeros((2, 2)), "wi": {"kernel": 2.0}},
-    "balance_bias": jnp.asarray([7.0]),
-    "c": {},
-  }
-  loads = {
-    "a": {"ffn": {"load": jnp.asarray([4.0, 0, 9, 3])}},
-    "b": {"load": jnp.asarray([[1.0, 3], [1, 1]])},
-  }
-  found = jax.jit(functools.partial(moe.balance, rate=0.25))(params, loads)
-  expected = {
-    "a": {"ffn": {"balance_bias": [0.5, 0.25, -0.25, -0.75], "w": 1.0}},
-    "b": {"balance_bias": [[0.25, -0.25], [0, 0]], "wi": {"kernel": 2.0}},
-    "balance_bias": [7.0],
-    "c": {},
-  }
-  assert jax.tree.map(lambda x: x.tolist(), found) == expected
-  assert moe.balance(params, {}, 0.25) == params
-  with pytest.raises(ValueError, match=r"loads of d/ffn.* no d/ffn/balance_b"):
-    moe.balance(params, {"d": {"ffn": {"load": jnp.ones(3)}}}, 0.25)
-
-
-def test_max_load_by_hand():
-  one = {"a": {"load": jnp.asarray([4.0, 0, 9, 3])}}
-  two = one | {"b": {"load": jnp.asarray([[1.0, 3], [5, 0], [0, 0]])}}
-  assert moe.max_load(one) == 9 / 4
-  assert moe.max_load(two) == 9 / 4
-  two["b"]["load"] = two["b"]["load"].at[0].set(jnp.asarray([0.0, 1]))
-  one["a"]["load"] = jnp.ones(4)
-  assert moe.max_load(two | one) == 2
-  assert moe.max_load({"b": {"load": jnp.zeros((2, 3))}}) == 0
-  with pytest.raises(ValueError, match="no loads"):
-    moe.max_load({})
-
-
-def _train(rate, steps=150):
-  """max_load by step, last loss over first; most tokens look alike."""
-  module = moe.MoE(8, 2, F)
-  params = parameters(module, 8) | {"balance_bias": jnp.zeros(8)}
-  weights = jnp.ones(256)
-
-  def step(params, key):
-    kinds = jax.random.categorical(
-      key, jnp.asarray([2.0, 1.0, 0.0, -1.0, -1.0, -1.0]), shape=(256,)
-    )
-    x = draw(6, D, seed=7)[kinds]
-    x = x + 0.3 * jax.random.normal(key, x.shape)
-    target = jnp.sin(2 * x)
-
-    def loss(params):
-      out, loads = apply(module, params, x, weights)
-      return jnp.mean(jnp.square(out - target)), loads
-
-    (value, load), grads = jax.value_and_grad(loss, has_aux=True)(params)
-    params = jax.tree.map(lambda p, g: p - 0.5 * g, params, grads)
-    loads = {"load": load}
-    params = moe.balance(params, loads, rate)
-    return params, (moe.max_load(loads), value)
-
-  keys = jax.random.split(jax.random.key(1), steps)
-  _, (ratio, loss) = tiny.jit(functools.partial(jax.lax.scan, step))(
-    params, keys
-  )
-  return ratio, loss[-10:].mean() / loss[:10].mean()
-
-
-def test_balancing_flattens_skewed_loads_while_training():
-  """Without the bias the largest load stays above twice the mean."""
-  free, free_loss = _train(0.0)
-  balanced, balanced_loss = _train(0.02)
-  assert free[:5].mean() > 2
-  assert free[-20:].mean() > 2
-  np.testing.assert_allclose(balanced[0], free[0])
-  assert balanced[-20:].mean() < 1.5
-  assert free_loss < 0.7
-  assert balanced_loss < 0.7
-
-
 MESHES = [(2, 1, 2, 2), (1, 2, 4, 1), (8, 1, 1, 1)]
 
 
@@ -476,6 +263,31 @@ def test_forward_flops_by_hand():
   swiglu = 3 * 1408 * 5632
   found = moe.forward_flops(10, D=1408, F=1408, k=3, shared=1, E=53)
   assert found == 10 * 2 * (router + swiglu)
+
+
+@pytest.mark.parametrize(("k", "shared"), [(2, 0), (3, 1)])
+def test_forward_flops_agree_with_the_compiler(k, shared):
+  """Off TPUs each copy of a token meets all experts: what one more of them
+  adds to the compiler's count is what a copy's own expert costs."""
+  N, D, F, E = 64, 128, 192, 4
+
+  def compiled(experts):
+    module = moe.MoE(experts, k, F, shared)
+    x = jax.ShapeDtypeStruct((N, D), jnp.float32)
+    real = jax.ShapeDtypeStruct((N,), jnp.float32)
+    variables = jax.eval_shape(module.init, jax.random.key(0), x, real)
+    run = tiny.jit(
+      lambda params, *args: module.apply({"params": params}, *args)
+    )
+    program = run.lower(variables["params"], x, real).compile()
+    # The router, which grows with the experts too, is left out.
+    return program.cost_analysis()["flops"] - 2 * N * D * experts
+
+  few, many = compiled(E), compiled(2 * E)
+  of_one = (many - few) / E
+  counted = moe.forward_flops(N, D, F, k, shared, E) - 2 * N * D * E
+  assert few - (E - 1) * of_one == pytest.approx(counted, rel=0.03)
+  assert few > 2 * counted
 
 
 @pytest.mark.parametrize(

@@ -187,6 +187,27 @@ def test_blocks_of_the_technical_report():
   assert active < counts["0.935B"] / 6
 
 
+def test_all_parameters_of_the_technical_reports_models(rows):
+  """Matrix by matrix: what the model has, and what the report's list lacks."""
+  for name, width in (("0.015B", 128), ("0.935B", 1024)):
+    size = sizes.REPORT_SIZES[name]
+    matrices = [(8192, width)] * (3 + 2 + 3)  # context's, decoder's, heads
+    for _ in ("static", "short", "positive", "lifelong"):
+      matrices += [(3 * width + 16, width), (width, width)]
+    for _ in range(2):  # the Q-Former: queries, keys, values, output, SwiGLU
+      matrices += [(width, width)] * 4 + [(width, 2 * width)] * 3
+    matrices += [(1 + 20 + 256 + 128, width), (128, width)]
+    matrices += [(width, size.moe.num_experts)] * (size.layers // 2)
+    want = conventions.report_block_parameters(size)
+    want += sum(a * b for a, b in matrices)
+    row = find(rows, "V1 Table 1", name, "all parameters, B")
+    # The rest are norms, biases by distance, and the like.
+    assert 0 < 1e9 * row.counted - want < 50 * width
+  large = find(rows, "V1 Table 1", "0.935B", "all parameters, B")
+  assert 1e9 * (large.counted - large.ours) == pytest.approx(29e6, rel=0.02)
+  assert large.counted / large.paper == pytest.approx(1.033, abs=5e-4)
+
+
 def run(program, *arguments):
   done = subprocess.run(
     [sys.executable, "-m", f"launch.{program}", *arguments],

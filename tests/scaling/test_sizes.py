@@ -66,6 +66,20 @@ def test_a_size_may_have_a_table_of_item_ids():
     experiment.get_config("1B:100M")
 
 
+def test_v1s_sizes_may_read_the_user_pathways():
+  experiment = importlib.import_module("experiments.scaling.encoder_decoder")
+  plain, c = (experiment.get_config(a) for a in ("0.935B", "0.935B:pathways"))
+  lengths = c.pipeline.pathways
+  assert (lengths.short, lengths.positive, lengths.lifelong) == (20, 256, 2000)
+  assert (c.model.lifelong_queries, c.model.lifelong_layers) == (128, 2)
+  assert c.pipeline.targets == "request"
+  assert c.name == "encoder_decoder_0.935B_pathways"
+  assert c.model == plain.model
+  assert not plain.pipeline.pathways.on
+  with pytest.raises(ValueError, match="'paths': want pathways"):
+    experiment.get_config("0.935B:paths")
+
+
 def test_an_unknown_size_is_refused():
   for of_size in (
     sizes.lazy_decoder,
