@@ -3,9 +3,10 @@ r"""Bounds of every size on three TPU slices, without a TPU (docs/tpu.md).
   python -m benchmarks.tpu_table --output=results/raw/tpu.json
 
 Compiles the training step of each size for each slice in the ways that may be
-best there, one `launch.compile_tpu` a way, and prints the best of each as
-Markdown. What the file has already is not compiled again. One way takes 1 to
-2 minutes on two cores, all of them about an hour and a half.
+best there, one `launch.compile_tpu` a way, and prints all of them as Markdown,
+the best of a size and slice in bold. What the file has already is not compiled
+again; `--sizes=` compiles nothing and prints. One way takes 1 to 2 minutes on
+two cores, all of them one to two hours.
 """
 
 import dataclasses
@@ -14,22 +15,36 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from absl import app, flags
 
+from experiments.scaling import lazy_decoder
 from onerec_jax import files
 from onerec_jax.scaling import sizes
 
 _OUTPUT = flags.DEFINE_string("output", "tpu.json", "JSON to write or go on.")
 _SIZES = flags.DEFINE_list(
-  "sizes", ["1B", "8B", "0.5B", "4B", "2B", "0.1B", "0.2B", "0.05B"], "Which."
+  "sizes",
+  ["1B", "8B", "0.5B", sizes.EXPERTS, "4B", "2B", "0.1B", "0.2B", "0.05B"],
+  "Which.",
 )
 _TOPOLOGIES = {"v5p:4x4x4": 64, "v6e:16x16": 256, "v5e:16x16": 256}
 """Slice → chips."""
-_POLICY = {"v5p:4x4x4": "dots", "v6e:16x16": "full", "v5e:16x16": "full"}
 _BOTH = ("0.5B", "1B", "8B")
+"""Sizes that are recomputed wholly on v5p too, where it is worse by 14 points
+or more (docs/tpu.md)."""
+_AS_IT_STANDS = {
+  "v5p:4x4x4": ("1B", "8B", sizes.EXPERTS),
+  "v6e:16x16": ("1B", "8B"),
+}
+"""Slice → sizes whose config is compiled as it stands, too."""
 _WHOLE_STATE = 0.6
 """Billions of parameters that a chip holds the whole state of."""
+_HEADER = """\
+| size, slice | mesh | contexts | key/value heads | remat | memory | compute \
+| HBM | links | MFU, overlap | none |
+|---|---|---|---|---|---|---|---|---|---|---|"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,26 +67,40 @@ class Way:
 def ways(size: str, topology: str) -> list[Way]:
   """What is worth trying: few key/value heads, and how much is recomputed.
 
-  V2's Table 4 finds the loss unchanged by fewer key/value heads. Where the
-  sizes of `_BOTH` are best recomputed wholly, the others are too: it is the
-  chip's FLOPs a byte that decide.
+  V2's Table 4 finds the loss unchanged by fewer key/value heads.
   """
-  heads = sizes.SIZES[size].num_heads
-  few = max(n for n in (1, 2, 4) if heads % n == 0)
-  fsdp = 1
-  if float(size.removesuffix("B")) > _WHOLE_STATE:
-    fsdp = 32 if topology.startswith("v5p") else 64
-  policies = [_POLICY[topology]]
-  if size in _BOTH:
-    policies = ["full", "dots"]
-  found = [Way(fsdp, 256, few, remat) for remat in policies]
-  if size in ("1B", "8B"):
-    found.append(Way(fsdp, 128, heads, policies[0]))
+  found, heads = [], sizes.lazy_decoder(size).num_heads
+  if size != sizes.EXPERTS:
+    few = max(n for n in (1, 2, 4) if heads % n == 0)
+    fsdp, policies = 1, ["full", "dots"]
+    if float(size.removesuffix("B")) > _WHOLE_STATE:
+      fsdp = 32 if topology.startswith("v5p") else 64
+    if topology.startswith("v5p") and size not in _BOTH:
+      policies = ["dots"]
+    found = [Way(fsdp, 256, few, remat) for remat in policies]
+    if size in ("1B", "8B"):
+      found.append(Way(fsdp, 128, heads, "full"))
+  if size in _AS_IT_STANDS.get(topology, ()):
+    found.append(_as_it_stands(size, topology))
   return found
 
 
-def compiled(size: str, topology: str, way: Way) -> dict:
-  """The report of one compilation, or why there is none."""
+def _as_it_stands(size: str, topology: str) -> Way:
+  config = lazy_decoder.get_config(size)
+  return Way(
+    config.mesh.fsdp,
+    config.pipeline.batch_size // _TOPOLOGIES[topology],
+    config.model.num_kv_heads,
+    config.model.remat,
+  )
+
+
+def compiled(size: str, topology: str, way: Way) -> dict[str, Any]:
+  """The report of one compilation, or that it does not fit.
+
+  Raises:
+    RuntimeError: it failed in another way.
+  """
   with tempfile.TemporaryDirectory() as directory:
     output = pathlib.Path(directory) / "report.json"
     run = subprocess.run(
@@ -87,25 +116,54 @@ def compiled(size: str, topology: str, way: Way) -> dict:
       capture_output=True,
       text=True,
     )  # fmt: skip
-    if run.returncode:
-      return {"refused": run.stderr.strip().splitlines()[-1][:300]}
-    return json.loads(output.read_text())
+    if not run.returncode:
+      return json.loads(output.read_text())
+    why = (run.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
+    if "does not fit" not in why:
+      raise RuntimeError(f"{size} on {topology}, {way}: {run.stderr[-2000:]}")
+    return {"refused": why[:300]}
 
 
-def line(size: str, topology: str, way: dict, report: dict) -> str:
-  """A row of the table."""
-  place = f"| {size}, {topology} | {way['fsdp']} | {way['contexts']} | "
-  place += f"{way['kv_heads']} | {way['remat']} | "
+def mfu(report: dict[str, Any]) -> tuple[float, float]:
+  """(all overlap, none does), in %; of what does not fit (0, 0)."""
   if "refused" in report:
-    return place + "does not fit |"
+    return 0.0, 0.0
   peak = report["model_flops"] / report["peak_flops"]
-  times = [
-    report[f"{n}_seconds"] for n in ("compute", "memory", "interconnect")
-  ]
+  times = _times(report)
+  return 100 * peak / max(times), 100 * peak / sum(times)
+
+
+def _times(report: dict[str, Any]) -> list[float]:
+  return [report[f"{n}_seconds"] for n in ("compute", "memory", "interconnect")]
+
+
+def line(row: dict[str, Any], best: bool) -> str:
+  """A row of the table."""
+  size, topology, way, report = row.values()
+  mesh = f"data {_TOPOLOGIES[topology] // way['fsdp']}, fsdp {way['fsdp']}"
+  cells = [f"{size}, {topology}", mesh, way["contexts"], way["kv_heads"]]
+  cells.append(way["remat"])
+  if "refused" in report:
+    return f"| {' | '.join(map(str, cells))} | does not fit | | | | | |"
   memory = (report["arguments"] + report["temporaries"]) / 1e9
-  shown = [f"{memory:.1f}", *(f"{1e3 * t:.0f}" for t in times)]
-  shown += [f"{100 * peak / t:.1f}" for t in (max(times), sum(times))]
-  return place + " | ".join(shown) + " |"
+  overlap, none = mfu(report)
+  cells += [f"{memory:.1f}", *(f"{1e3 * t:.0f}" for t in _times(report))]
+  cells += [f"**{overlap:.1f}**" if best else f"{overlap:.1f}", f"{none:.1f}"]
+  return f"| {' | '.join(map(str, cells))} |"
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+  """All rows as Markdown, by size and slice."""
+  order = [*sizes.SIZES, sizes.EXPERTS]
+  rows = sorted(rows, key=lambda r: (order.index(r["size"]), r["topology"]))
+  best: dict[tuple[str, str], float] = {}
+  for row in rows:
+    key = row["size"], row["topology"]
+    best[key] = max(best.get(key, 0.0), mfu(row["report"])[0])
+  lines = [
+    line(r, mfu(r["report"])[0] == best[r["size"], r["topology"]]) for r in rows
+  ]
+  return "\n".join([_HEADER, *lines])
 
 
 def main(argv: list[str]) -> None:
@@ -125,8 +183,8 @@ def main(argv: list[str]) -> None:
           dict(zip(("size", "topology", "way"), asked), report=report)
         )
         files.write_json(path, rows)
-        print(line(*asked, report), flush=True)
-  print("\n".join(line(*r.values()) for r in rows))
+        print(line(rows[-1], best=False), flush=True)
+  print(table(rows))
 
 
 if __name__ == "__main__":

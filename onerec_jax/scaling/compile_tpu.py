@@ -92,6 +92,7 @@ def prepare(
     (config.tokenizer.num_codes,) * config.tokenizer.num_levels,
     {},
     {},
+    config.pipeline.pathways,
   )
   return Programs(config, place, mesh, model, num_items)
 
@@ -108,6 +109,11 @@ def _for_accelerators(model: Any) -> Any:
 
 def _int32(*shape: int) -> jax.ShapeDtypeStruct:
   return jax.ShapeDtypeStruct(shape, jnp.int32)
+
+
+def _positions(pipeline: config_lib.PipelineConfig, history: int) -> int:
+  """S of a row: of the pathways where they are on, else the history's."""
+  return pipeline.pathways.positions if pipeline.pathways.on else history
 
 
 def _batch(rows: int, positions: int, targets: int) -> Batch:
@@ -148,7 +154,8 @@ def train_step(programs: Programs) -> roofline.Report:
       f"pipeline.batch_size={rows} is no multiple of {pieces}: devices along "
       "the batch's mesh axes × training.microbatches"
     )
-  batch = _batch(rows, pipeline.row_positions, pipeline.row_targets)
+  positions = _positions(pipeline, pipeline.row_positions)
+  batch = _batch(rows, positions, pipeline.row_targets)
   catalogue, index = _tables(programs)
   length = registry.block_parameters(model), NUM_STEPS
   tx = optimizer.make_optimizer(
@@ -173,7 +180,7 @@ def train_step(programs: Programs) -> roofline.Report:
   )
   # Forward plus backward: three times the forward matrix products.
   step_flops = 3.0 * registry.forward_flops(
-    model, rows, pipeline.row_positions, pipeline.row_targets
+    model, rows, positions, pipeline.row_targets
   )
   with jax.set_mesh(mesh):
     jitted = step.compile_step(update, shardings, mesh, catalogue, index)
@@ -202,7 +209,9 @@ def search(programs: Programs, requests: int) -> roofline.Report:
   mesh = partitioning.make_mesh(
     config_lib.MeshConfig(), list(programs.mesh.devices.flat[:1])
   )
-  width, positions = config.evaluation.beam_width, config.pipeline.row_positions
+  width, pipeline = config.evaluation.beam_width, config.pipeline
+  # Requests do not share rows, so theirs are as long as a history.
+  positions = _positions(pipeline, pipeline.max_history + 1)
   batch = _batch(requests, positions, 1)
   catalogue, index = _tables(programs)
   params = nn.unbox(state.abstract_params(model, batch, catalogue))

@@ -9,7 +9,8 @@ often as it runs, a collective once with its devices. What is counted:
   bytes   that cross HBM's boundary: operands and results of every top-level
           instruction; slices, gathers and updates count what they touch, a
           fusion's parameter what its users touch
-  cycles  the TPU compiler's own estimate of each instruction
+  cycles  the TPU compiler's own estimate of each instruction; it has none for
+          collectives and kernels
 """
 
 import dataclasses

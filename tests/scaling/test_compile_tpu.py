@@ -8,7 +8,9 @@ import sys
 
 import pytest
 
+from experiments.scaling import lazy_decoder
 from onerec_jax import config as config_lib
+from onerec_jax.models import registry
 from onerec_jax.scaling import compile_tpu, sizes
 
 needs_libtpu = pytest.mark.skipif(
@@ -30,6 +32,7 @@ config.model.remat = "none"
 config.mesh.data, config.mesh.fsdp = 1, -1
 config.tokenizer.num_codes = 256
 config.pipeline.row_positions = 128
+config.pipeline.max_history = 127
 config.pipeline.batch_size = 64
 config.evaluation.beam_width = 16
 programs = compile_tpu.prepare(config, "v5p:2x2x1", 2000)
@@ -39,18 +42,47 @@ for report in reports:
 print(json.dumps([dataclasses.asdict(report) for report in reports]))
 """
 
+# Lowered alone: shapes and counts are those of the programs before compilation.
+PATHWAYS = """
+import json
+from launch import compile_tpu as program  # sets the environment
+from experiments.scaling import lazy_decoder
+from onerec_jax.config import PathwaysConfig
+from onerec_jax.scaling import compile_tpu
 
-@pytest.fixture(scope="module")
-def reports():
+def lowered(name, place, lower, flops):
+  batch = lower().args_info[0][1]
+  return {"items": batch.items.shape, "model_flops": flops}
+
+compile_tpu._compile = lowered
+config = lazy_decoder.get_config("0.05B")
+config.model.num_layers = 2
+config.mesh.data, config.mesh.fsdp = 1, -1
+config.tokenizer.num_codes = 256
+config.pipeline.pathways = PathwaysConfig(short=4, positive=8, lifelong=16)
+config.pipeline.batch_size = 8
+config.evaluation.beam_width = 16
+programs = compile_tpu.prepare(config, "v5p:2x2x1", 2000)
+found = compile_tpu.train_step(programs), compile_tpu.search(programs, 3)
+print(json.dumps(found))
+"""
+
+
+def run(script):
   environment = dict(os.environ, JAX_COMPILATION_CACHE_DIR="")
-  run = subprocess.run(
-    [sys.executable, "-c", SCRIPT],
+  done = subprocess.run(
+    [sys.executable, "-c", script],
     capture_output=True,
     text=True,
     env=environment,
   )
-  assert run.returncode == 0, run.stderr[-3000:]
-  return json.loads(run.stdout.splitlines()[-1])
+  assert done.returncode == 0, done.stderr[-3000:]
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def reports():
+  return run(SCRIPT)
 
 
 @needs_libtpu
@@ -82,6 +114,24 @@ def test_the_search_does_the_models_work(reports):
   assert search["program"] == "beam search"
   assert search["flops"] == pytest.approx(search["model_flops"], rel=0.03)
   assert search["memory_seconds"] > 0
+
+
+@needs_libtpu
+def test_pathways_are_compiled_where_they_are_on():
+  step, search = run(PATHWAYS)
+  # The user token, then short, positive and lifelong.
+  assert step["items"] == [8, 29]
+  assert search["items"] == [3, 29]
+  config = lazy_decoder.get_config("0.05B").model
+  config.num_layers = 2
+  pathways = config_lib.PathwaysConfig(short=4, positive=8, lifelong=16)
+  model = registry.create(config, 2000, (256,) * 3, {}, {}, pathways)
+  forward = registry.forward_flops(model, 8, 29, 5)
+  assert step["model_flops"] == pytest.approx(3 * forward / 4)
+  # A target's codes are 3; a search's are BOS and 2 × 16, eleven times that.
+  context = registry.forward_flops(model, 3, 29, 0)
+  target = registry.forward_flops(model, 3, 29, 1) - context
+  assert search["model_flops"] == pytest.approx(context + 11 * target)
 
 
 @needs_libtpu
