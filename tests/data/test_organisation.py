@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import data_organisation
 from onerec_jax import config as config_lib
 from onerec_jax.data import batch as batch_lib
 from onerec_jax.data import pipeline, shards, splits
@@ -150,11 +149,3 @@ def test_what_does_not_fit_is_refused(world):
   ordinal.manifest["ordinal_time"] = True
   with pytest.raises(ValueError, match="this source has none"):
     pipeline.training_rows(ordinal, _config(order="time"))
-
-
-def test_a_stream_beyond_the_budget_is_thinned_evenly_to_its_end():
-  kept = sorted(data_organisation.evenly_spaced(1016, 279))
-  assert len(kept) == 279
-  assert (kept[0], kept[-1]) == (0, 1015)
-  assert {b - a for a, b in zip(kept, kept[1:])} == {3, 4}
-  assert data_organisation.evenly_spaced(5, 9) == {0, 1, 2, 3, 4}
