@@ -179,4 +179,6 @@ def test_collapse_is_an_error_with_figures():
 
 def test_tiny_catalogues_are_not_judged():
   judge(np.zeros((10, 2), np.int32), (4, 4))
+  with pytest.raises(semantic_ids.CodebookCollapseError):
+    judge(np.zeros((256, 2), np.int32), (4, 4))
   judge(np.zeros((1, 2), np.int32), (1, 1), np.zeros((1, 2), np.float32))

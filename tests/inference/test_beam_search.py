@@ -177,7 +177,7 @@ class World:
 world_of = functools.cache(World)
 
 
-def agree(found, want):
+def assert_agree(found, want):
   """One row of a search against [(score, item)], padded by nothing."""
   items, leaves, scores = found
   count = len(want)
@@ -194,8 +194,8 @@ def test_full_width_is_the_exact_ranking(constrained):
   found = world.search(width=1000)
   exact = world.run(beam_search.exact_search, width=1000, chunk=7)
   for row in range(3):
-    agree([f[row] for f in found], world.ranked(row))
-    agree([f[row] for f in exact], world.ranked(row))
+    assert_agree([f[row] for f in found], world.ranked(row))
+    assert_agree([f[row] for f in exact], world.ranked(row))
 
 
 @pytest.mark.parametrize("constrained", [True, False])
@@ -243,13 +243,13 @@ def test_a_restricted_search_is_the_search_of_the_subset():
     found = world.search(width=1000, index=index)
     for r in range(3):
       want = world.ranked(r, np.flatnonzero(allowed[row]))
-      agree([f[r] for f in found], want)
+      assert_agree([f[r] for f in found], want)
   # Another set for each request; the third may have nothing.
   index = prefix_index.restrict(world.index, jnp.asarray(allowed))
   found = world.search(width=1000, index=index)
   for row in range(3):
     want = world.ranked(row, np.flatnonzero(allowed[row]))
-    agree([f[row] for f in found], want)
+    assert_agree([f[row] for f in found], want)
 
 
 def test_a_narrow_restricted_beam_wastes_no_beam_on_dead_ends():
@@ -286,7 +286,7 @@ def test_fewer_items_than_beams():
   found = world.search(width=5)
   assert found[0].shape == (3, 5)
   for row in range(3):
-    agree([f[row] for f in found], world.ranked(row))
+    assert_agree([f[row] for f in found], world.ranked(row))
 
 
 def test_one_item():

@@ -146,7 +146,7 @@ class World:
 world_of = functools.cache(World)
 
 
-def agree(sessions, scores, want):
+def assert_agree(sessions, scores, want):
   """One row of a search against [(score, session)], then nothing."""
   count = len(want)
   np.testing.assert_allclose(scores[:count], [s for s, _ in want], atol=1e-4)
@@ -161,7 +161,7 @@ def test_full_width_is_brute_force_over_all_sessions(constrained):
   sessions, scores = world.search(1000)
   assert sessions.shape == (ROWS, scores.shape[1], 2)
   for row in range(ROWS):
-    agree(sessions[row], scores[row], world.ranked(row))
+    assert_agree(sessions[row], scores[row], world.ranked(row))
 
 
 def test_a_narrow_beam_is_the_beam_of_lists():
@@ -198,7 +198,9 @@ def test_a_restricted_search_is_the_search_of_the_subset():
   for allowed in ((1, 3, 7), (2, 4)):
     sessions, scores = world.search(1000, world.restricted(allowed))
     for row in range(ROWS):
-      agree(sessions[row], scores[row], world_subset(world, row, allowed))
+      assert_agree(
+        sessions[row], scores[row], world_subset(world, row, allowed)
+      )
 
 
 def world_subset(world, row, allowed):
@@ -217,12 +219,12 @@ def test_another_set_for_each_request_and_sessions_cut_short():
   allowed[1, 7] = True
   index = prefix_index.restrict(world.index, jnp.asarray(allowed))
   sessions, scores = world.search(1000, index)
-  agree(sessions[0], scores[0], world.ranked(0, (1, 4, 5)))
+  assert_agree(sessions[0], scores[0], world.ranked(0, (1, 4, 5)))
   # One item is no session of two: it is all there is.
   one = sum(
     world.step(1, tuple(CODES[7][:n]))[code] for n, code in enumerate(CODES[7])
   )
-  agree(sessions[1], scores[1], [(one, (7, 0))])
+  assert_agree(sessions[1], scores[1], [(one, (7, 0))])
   # And where nothing is allowed, there is nothing.
   sessions, scores = world.search(1000, world.restricted(()))
   assert (sessions == 0).all()

@@ -24,7 +24,7 @@ def played():
   return world, policy, *run(world, policy)
 
 
-def _same(a, b, exact=True):
+def assert_same(a, b, exact=True):
   for field in dataclasses.fields(a):
     one, two = getattr(a, field.name), getattr(b, field.name)
     if field.name == "flags":
@@ -43,8 +43,8 @@ def test_equal_seeds_give_equal_logs_and_others_do_not(played):
   _, _, state, events = played
   world = World.create(dataclasses.replace(CONFIG))
   again_state, again = run(world, LoggingPolicy.create(world))
-  _same(events, again)
-  _same(state, again_state)
+  assert_same(events, again)
+  assert_same(state, again_state)
   world = World.create(dataclasses.replace(CONFIG, seed=4))
   _, other = run(world, LoggingPolicy.create(world))
   assert len(other) != len(events) or (other.item != events.item).any()
@@ -56,12 +56,12 @@ def test_stepping_from_saved_states_equals_running_through(played, tmp_path):
   for day in range(CONFIG.num_days):
     before = state.copy()
     following, part = step(world, state, policy)
-    _same(state, before)  # a step leaves its input alone
+    assert_same(state, before)  # a step leaves its input alone
     following.save(tmp_path / f"{day}.npz")
     state = State.load(tmp_path / f"{day}.npz")
     parts.append(part)
-  _same(concatenate(parts), events)
-  _same(state, end)
+  assert_same(concatenate(parts), events)
+  assert_same(state, end)
 
 
 def test_another_format_version_is_refused(played, tmp_path):
@@ -80,8 +80,8 @@ def test_chunks_do_not_change_results(played, chunk_size):
   state = State.initial(world)
   following, events = step(world, state, policy)
   chunked_state, chunked = step(world, state, policy, chunk_size=chunk_size)
-  _same(events, chunked, exact=False)
-  _same(following, chunked_state, exact=False)
+  assert_same(events, chunked, exact=False)
+  assert_same(following, chunked_state, exact=False)
 
 
 def test_the_log_is_in_order_and_consistent(played):
