@@ -39,6 +39,41 @@ def log_probabilities(
   return -jnp.stack(levels, axis=-1)
 
 
+def group_log_probabilities(
+  model: nn.Module,
+  params: Any,
+  requests: Batch,
+  catalogue: Catalogue,
+  codes: Int[Array, "B R L"],
+  index: PrefixIndex,
+) -> Float[Array, "B R L"]:
+  """`log_probabilities` of R answers to each request, at less work.
+
+  They share their request's context and its BOS (Generator.group_logits).
+
+  Args:
+    model: generative, of one item an answer.
+    params: its parameters.
+    requests: with T = 1.
+    catalogue: the items.
+    codes: the answers, be they items or not.
+    index: for a constrained softmax.
+  """
+  first, *rest = model.apply(
+    {"params": params}, requests, catalogue, codes, method="group_logits"
+  )
+  valid = [None] * codes.shape[-1]
+  if model.constrained_softmax:
+    valid = losses.valid_codes(index, codes)
+    valid[0] = valid[0][:, 0]
+  # All answers' first codes are judged by the same logits.
+  of_first = jax.vmap(losses.cross_entropy, (None, 1, None), 1)
+  levels = [of_first(first[:, 0], codes[..., 0], valid[0])]
+  for level, logits in enumerate(rest, 1):
+    levels.append(losses.cross_entropy(logits, codes[..., level], valid[level]))
+  return -jnp.stack(levels, axis=-1)
+
+
 def with_codes(
   batch: Batch, catalogue: Catalogue, codes: Int[Array, "B R L"]
 ) -> tuple[Batch, Catalogue]:

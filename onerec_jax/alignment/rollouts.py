@@ -118,6 +118,11 @@ def log_probability(
     index: over the catalogue.
   """
   B, R, N, L = codes.shape
+  if N == 1:
+    found = policy.group_log_probabilities(
+      model, params, requests, catalogue, codes[:, :, 0], index
+    )
+    return jnp.sum(found, axis=-1)
   rows, known = policy.with_codes(
     requests, catalogue, codes.reshape(B, R * N, L)
   )

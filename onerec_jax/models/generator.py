@@ -8,6 +8,7 @@ context and its blocks differ. A generator is a subclass with `encode` and
 
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float, Int
@@ -143,6 +144,38 @@ class Generator(nn.Module):
     x = self.codes.step_input(level, previous, context.bias.shape[0])
     x, cache = self._decode(x, context, jnp.ones(x.shape[:2]), cache)
     return self.codes.logits(level, x[:, :, 0]), cache
+
+  def group_logits(
+    self,
+    batch: batch_lib.Batch,
+    catalogue: batch_lib.Catalogue,
+    codes: Int[Array, "B R L"],
+  ) -> tuple[Float[Array, "B _ _"], ...]:
+    """Teacher-forced logits of R answers to each request.
+
+    All start at BOS, which is read once a request, not once an answer: of
+    L = 3 codes a third of the work.
+
+    Args:
+      batch: requests, T = 1.
+      catalogue: the items.
+      codes: the answers' semantic IDs, be they items or not.
+
+    Returns:
+      Logits of every level in float32: [B, 1, K] of the first, [B, R, K] of
+      the others.
+    """
+    context = self.encode(batch, catalogue)
+    first, past = self.decode_step(0, None, None, context)
+    answers = codes.shape[1]
+    past = jax.tree.map(lambda x: jnp.repeat(x, answers, axis=2), past)
+    x = self.codes.inputs(codes)[:, :, 1:]
+    x, _ = self._decode(x, context, jnp.ones(x.shape[:2]), past)
+    rest = (
+      self.codes.logits(level, x[:, :, level - 1])
+      for level in range(1, codes.shape[-1])
+    )
+    return first, *rest
 
 
 def context_cost(model: Generator, positions: int) -> tuple[int, int]:

@@ -106,11 +106,18 @@ def code_losses(
   codes = jnp.take(catalogue.codes, batch.targets, axis=0)
   valid = None
   if model.constrained_softmax:
-    valid = [
-      prefix_index.valid_mask(index, level, codes[..., :level])
-      for level in range(codes.shape[-1])
-    ]
+    valid = valid_codes(index, codes)
   return _of_codes(logits, codes, valid), sown
+
+
+def valid_codes(
+  index: prefix_index.PrefixIndex, codes: Int[Array, "B T L"]
+) -> list[Bool[Array, "B T _"]]:
+  """Codes that continue each prefix to an item, level by level."""
+  return [
+    prefix_index.valid_mask(index, level, codes[..., :level])
+    for level in range(codes.shape[-1])
+  ]
 
 
 def generative_loss(model: registry.Model) -> LossFn:

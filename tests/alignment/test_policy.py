@@ -66,3 +66,38 @@ def test_items_of_the_context_keep_their_rows():
   np.testing.assert_allclose(
     both(rows, larger), both(batch, catalogue), atol=1e-6
   )
+
+
+@pytest.mark.parametrize("constrained", [True, False])
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_shared_beginning_changes_neither_values_nor_gradients(
+  make, constrained
+):
+  """Against the same answers as targets that share nothing but the context."""
+  model, params, batch, catalogue, index = world(make, constrained)
+  items = jax.random.randint(jax.random.key(2), (7, 5), 1, tiny.NUM_ITEMS + 1)
+  codes = catalogue.codes[items]
+  # The second answer is no item, the third repeats the first.
+  codes = codes.at[:, 1].set(jnp.asarray([5, 3, 7])).at[:, 2].set(codes[:, 0])
+  weights = jax.random.normal(jax.random.key(3), codes.shape)
+
+  def apart(params):
+    rows = policy.with_codes(batch, catalogue, codes)
+    found = policy.log_probabilities(model, params, *rows, index)
+    return jnp.sum(weights * found), found
+
+  def together(params):
+    found = policy.group_log_probabilities(
+      model, params, batch, catalogue, codes, index
+    )
+    return jnp.sum(weights * found), found
+
+  wanted, found = (
+    tiny.jit(jax.grad(f, has_aux=True))(params) for f in (apart, together)
+  )
+  np.testing.assert_allclose(found[1], wanted[1], atol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
+    found[0],
+    wanted[0],
+  )
