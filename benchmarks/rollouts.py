@@ -141,11 +141,11 @@ def group_flops(
   A request's answers share its context and BOS, which is one of L positions
   (Generator.group_logits).
   """
-  none, one, all_apart = (
+  one, apart = (
     registry.forward_flops(model, rows, positions, targets)
-    for targets in (0, 1, group)
+    for targets in (1, group)
   )
-  return all_apart - (all_apart - one) / len(model.codebook_sizes) + 0 * none
+  return apart - (apart - one) / len(model.codebook_sizes)
 
 
 def _table(
