@@ -155,9 +155,10 @@ def _attend_tied_backward(shape, kept, out):
   summed = tuple(i for i in range(6) if bias.shape[i] < shape[i])
   of_bias = jnp.sum(of_bias, summed, keepdims=True).astype(bias.dtype)
   of_logits = of_logits.astype(k.dtype)
-  of_k = jnp.concatenate([of_logits, weights], axis=2).swapaxes(2, 3)
-  of_k = of_k @ jnp.concatenate([q, out], axis=2)
-  return of_logits @ k, of_k, of_bias
+  # Transposed, the small factor is what a CPU has to copy.
+  of_k = jnp.concatenate([q, out], axis=2).swapaxes(2, 3)
+  of_k = of_k @ jnp.concatenate([of_logits, weights], axis=2)
+  return of_logits @ k, of_k.swapaxes(2, 3), of_bias
 
 
 _attend_tied.defvjp(_attend_tied_forward, _attend_tied_backward)
@@ -171,21 +172,23 @@ def causal_attention(
   """Self-attention over the code positions of each target.
 
   The N queries are the last N of the L positions (N = L while training, 1 in
-  search). A few levels are written as products and sums, not as a batched
-  matrix product: 3 or 4 are far below what a matrix unit or BLAS needs. A
-  session's many positions are such a product.
+  search). A few levels are written as products of pairs and their sums: 3 or 4
+  are far below what a matrix unit or BLAS needs, and a sum over their axis, in
+  the middle of an array, takes a CPU longer than the block's matrix products.
+  A session's many positions are a batched matrix product.
   """
   N, L = queries.shape[2], keys.shape[2]
   if L > _FEW:
     return _causal_products(queries, keys, values)
   rows = []
   for n in range(N):
-    seen = L - N + n + 1
-    query = queries[:, :, n, None] / np.sqrt(queries.shape[-1])
-    logits = jnp.sum(query * keys[:, :, :seen], axis=-1)
-    weights = softmax(jnp.moveaxis(logits, 2, -1))
-    weights = jnp.moveaxis(weights, -1, 2)[..., None].astype(values.dtype)
-    rows.append(jnp.sum(weights * values[:, :, :seen], axis=2))
+    seen = range(L - N + n + 1)
+    query = queries[:, :, n] / np.sqrt(queries.shape[-1])
+    logits = [jnp.sum(query * keys[:, :, past], axis=-1) for past in seen]
+    weights = softmax(jnp.stack(logits, axis=-1)).astype(values.dtype)
+    rows.append(
+      sum(weights[..., past, None] * values[:, :, past] for past in seen)
+    )
   return jnp.stack(rows, axis=2)
 
 
