@@ -129,23 +129,8 @@ def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
     ask("sample"),
     times * _timed(one_by_one, params, alone, *tables, key),
     _timed(jax.grad(loss), params, requests, answers.codes, *tables),
-    3.0 * group_flops(model, *requests.items.shape, group) / 1e9,
+    3.0 * registry.group_flops(model, *requests.items.shape, group) / 1e9,
   )
-
-
-def group_flops(
-  model: registry.Model, rows: int, positions: int, group: int
-) -> float:
-  """Of one forward pass over R answers to each of `rows` requests.
-
-  A request's answers share its context and BOS, which is one of L positions
-  (Generator.group_logits).
-  """
-  one, apart = (
-    registry.forward_flops(model, rows, positions, targets)
-    for targets in (1, group)
-  )
-  return apart - (apart - one) / len(model.codebook_sizes)
 
 
 def _table(

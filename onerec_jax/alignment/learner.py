@@ -116,8 +116,10 @@ class Alignment(task.Task):
     learned = settings.group
     if settings.objective in objectives.PAIRS:
       learned = 1 + settings.losers
+    # Items share their BOS; of a session it is one position of many.
+    count = registry.group_flops if size == 1 else registry.forward_flops
     for passes, answers in ((1.0, settings.group), (3.0, learned)):
-      total += passes * registry.forward_flops(
+      total += passes * count(
         self.model,
         settings.requests,
         pathways.positions if pathways.on else pipeline.max_history + 1,

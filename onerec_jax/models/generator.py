@@ -167,13 +167,14 @@ class Generator(nn.Module):
     """
     context = self.encode(batch, catalogue)
     first, past = self.decode_step(0, None, None, context)
-    answers = codes.shape[1]
+    _, answers, levels = codes.shape
+    if levels == 1:
+      return (first,)
     past = jax.tree.map(lambda x: jnp.repeat(x, answers, axis=2), past)
     x = self.codes.inputs(codes)[:, :, 1:]
     x, _ = self._decode(x, context, jnp.ones(x.shape[:2]), past)
     rest = (
-      self.codes.logits(level, x[:, :, level - 1])
-      for level in range(1, codes.shape[-1])
+      self.codes.logits(level, x[:, :, level - 1]) for level in range(1, levels)
     )
     return first, *rest
 

@@ -289,6 +289,17 @@ def forward_flops(
   return _COUNTERS[type(model)].forward_flops(model, rows, positions, targets)
 
 
+def group_flops(model: Model, rows: int, positions: int, answers: int) -> float:
+  """`forward_flops` of answers to each row that share its BOS.
+
+  One of L positions of all answers but one (Generator.group_logits).
+  """
+  one, apart = (
+    forward_flops(model, rows, positions, targets) for targets in (1, answers)
+  )
+  return apart - (apart - one) / len(model.codebook_sizes)
+
+
 def block_parameters(model: Model) -> int:
   """Active parameters of the blocks' matrices, N of the learning-rate rule."""
   return _COUNTERS[type(model)].block_parameters(model)

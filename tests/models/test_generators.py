@@ -309,25 +309,43 @@ COUNTED = {
 }
 
 
+def shapes_of(batch, rows, positions, targets):
+  """The batch's leaves as shapes of another size."""
+
+  def resized(x, n):
+    return jax.ShapeDtypeStruct((rows, n), x.dtype)
+
+  return batch.replace(
+    items=resized(batch.items, positions),
+    segment=resized(batch.segment, positions),
+    features={k: resized(v, positions) for k, v in batch.features.items()},
+    targets=resized(batch.targets, targets),
+    visible_from=resized(batch.visible_from, targets),
+    visible_until=resized(batch.visible_until, targets),
+  )
+
+
 @pytest.mark.parametrize("name", COUNTED)
 def test_flops_agree_with_the_compiler(batch, catalogue, name):
   model = COUNTED[name]()
   B, S, T = 2, 64, 16
-
-  def resized(x, n):
-    return jax.ShapeDtypeStruct((B, n), x.dtype)
-
-  shapes = batch.replace(
-    items=resized(batch.items, S),
-    segment=resized(batch.segment, S),
-    features={k: resized(v, S) for k, v in batch.features.items()},
-    targets=resized(batch.targets, T),
-    visible_from=resized(batch.visible_from, T),
-    visible_until=resized(batch.visible_until, T),
-  )
+  shapes = shapes_of(batch, B, S, T)
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, catalogue)
   compiled = tiny.jit(model.apply).lower(variables, shapes, catalogue).compile()
   counted = registry.forward_flops(model, B, S, T)
+  assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_flops_of_a_group_agree_with_the_compiler(batch, catalogue, name):
+  model = COUNTED[name]()
+  B, S, R = 2, 64, 16
+  given = shapes_of(batch, B, S, 1), catalogue
+  codes = jax.ShapeDtypeStruct((B, R, len(LEVELS)), np.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), *given)
+  ask = functools.partial(model.apply, method="group_logits")
+  compiled = tiny.jit(ask).lower(variables, *given, codes).compile()
+  counted = registry.group_flops(model, B, S, R)
   assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
 
 
