@@ -304,6 +304,22 @@ def block_matrices(model: registry.Model) -> dict[str, int]:
   }
 
 
+def shapes_of(batch: Batch, rows: int, positions: int, targets: int) -> Batch:
+  """The batch's leaves as shapes of another size."""
+
+  def resized(x, n):
+    return jax.ShapeDtypeStruct((rows, n), x.dtype)
+
+  return batch.replace(
+    items=resized(batch.items, positions),
+    segment=resized(batch.segment, positions),
+    features={k: resized(v, positions) for k, v in batch.features.items()},
+    targets=resized(batch.targets, targets),
+    visible_from=resized(batch.visible_from, targets),
+    visible_until=resized(batch.visible_until, targets),
+  )
+
+
 def separate(whole: Batch) -> tuple[Batch, list[tuple[int, int]]]:
   """A row of its own for every target: the positions it sees, packed left.
 

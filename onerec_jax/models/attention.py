@@ -173,8 +173,8 @@ def causal_attention(
 
   The N queries are the last N of the L positions (N = L while training, 1 in
   search). A few levels are written as products of pairs and their sums: 3 or 4
-  are far below what a matrix unit or BLAS needs, and a sum over their axis, in
-  the middle of an array, takes a CPU longer than the block's matrix products.
+  are far below what a matrix unit or BLAS needs, and XLA on CPU is slow to sum
+  over their axis, in the middle of an array.
   A session's many positions are a batched matrix product.
   """
   N, L = queries.shape[2], keys.shape[2]

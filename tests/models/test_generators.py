@@ -309,27 +309,11 @@ COUNTED = {
 }
 
 
-def shapes_of(batch, rows, positions, targets):
-  """The batch's leaves as shapes of another size."""
-
-  def resized(x, n):
-    return jax.ShapeDtypeStruct((rows, n), x.dtype)
-
-  return batch.replace(
-    items=resized(batch.items, positions),
-    segment=resized(batch.segment, positions),
-    features={k: resized(v, positions) for k, v in batch.features.items()},
-    targets=resized(batch.targets, targets),
-    visible_from=resized(batch.visible_from, targets),
-    visible_until=resized(batch.visible_until, targets),
-  )
-
-
 @pytest.mark.parametrize("name", COUNTED)
 def test_flops_agree_with_the_compiler(batch, catalogue, name):
   model = COUNTED[name]()
   B, S, T = 2, 64, 16
-  shapes = shapes_of(batch, B, S, T)
+  shapes = tiny.shapes_of(batch, B, S, T)
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, catalogue)
   compiled = tiny.jit(model.apply).lower(variables, shapes, catalogue).compile()
   counted = registry.forward_flops(model, B, S, T)
@@ -340,7 +324,7 @@ def test_flops_agree_with_the_compiler(batch, catalogue, name):
 def test_flops_of_a_group_agree_with_the_compiler(batch, catalogue, name):
   model = COUNTED[name]()
   B, S, R = 2, 64, 16
-  given = shapes_of(batch, B, S, 1), catalogue
+  given = tiny.shapes_of(batch, B, S, 1), catalogue
   codes = jax.ShapeDtypeStruct((B, R, len(LEVELS)), np.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), *given)
   ask = functools.partial(model.apply, method="group_logits")

@@ -220,18 +220,7 @@ def test_flops_agree_with_the_compiler(name, batch, catalogue):
   wide = {"d_model": 256, "num_heads": 4, "d_ff": 512, "pathways": lengths}
   model = MAKE[name](**wide, lifelong_queries=32)
   B, S, T = 2, lengths.positions, 16
-
-  def resized(x, n):
-    return jax.ShapeDtypeStruct((B, n), x.dtype)
-
-  shapes = batch.replace(
-    items=resized(batch.items, S),
-    segment=resized(batch.segment, S),
-    features={k: resized(v, S) for k, v in batch.features.items()},
-    targets=resized(batch.targets, T),
-    visible_from=resized(batch.visible_from, T),
-    visible_until=resized(batch.visible_until, T),
-  )
+  shapes = tiny.shapes_of(batch, B, S, T)
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, catalogue)
   compiled = tiny.jit(model.apply).lower(variables, shapes, catalogue).compile()
   counted = registry.forward_flops(model, B, S, T)
