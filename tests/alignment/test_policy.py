@@ -108,3 +108,21 @@ def test_a_shared_beginning_changes_neither_values_nor_gradients(
     found[0],
     wanted[0],
   )
+
+
+def test_answers_of_one_code_have_nothing_but_the_beginning():
+  model, _, batch, catalogue, _ = world(tiny.lazy_decoder, True)
+  model = model.clone(codebook_sizes=(tiny.NUM_ITEMS,))
+  items = jnp.arange(tiny.NUM_ITEMS + 1)[:, None]
+  catalogue = catalogue.replace(codes=jnp.maximum(items - 1, 0))
+  params = tiny.random_params(model, batch, catalogue, 0)
+  index = prefix_index.build(np.asarray(catalogue.codes), model.codebook_sizes)
+  codes = jax.random.randint(jax.random.key(2), (7, 5, 1), 0, tiny.NUM_ITEMS)
+  rows = policy.with_codes(batch, catalogue, codes)
+  wanted = tiny.jit(
+    lambda *rows: policy.log_probabilities(model, params, *rows, index)
+  )(*rows)
+  found = tiny.jit(
+    lambda *given: policy.group_log_probabilities(model, params, *given, index)
+  )(batch, catalogue, codes)
+  np.testing.assert_allclose(found, wanted, atol=1e-5)

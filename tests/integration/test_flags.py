@@ -8,6 +8,8 @@ from types import SimpleNamespace
 import absl.flags
 import jax
 import numpy as np
+import pytest
+from absl import app
 
 from launch import flags
 from onerec_jax import workflow
@@ -87,3 +89,13 @@ def test_what_evaluation_prints_is_in_its_json(tmp_path, monkeypatch, capsys):
   for row in rows:
     assert row["difference"] == 0.5
     assert f"({row['low']:+.4f} to {row['high']:+.4f})" in printed
+
+
+def test_a_baseline_that_is_not_among_the_models_is_refused(
+  tmp_path, monkeypatch
+):
+  program = _program(monkeypatch, "evaluate")
+  monkeypatch.setattr(flags, "workdir", lambda: tmp_path)
+  program._MODELS.value, program._BASELINES.value = ["mine"], ["mien"]
+  with pytest.raises(app.UsageError, match="mien, which --models has not"):
+    program.main(["launch.evaluate"])
