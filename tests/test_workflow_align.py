@@ -139,8 +139,9 @@ def test_a_run_that_harms_is_stopped_and_the_start_kept(trained, capsys):
   [
     ({"objective": "ppo"}, "want one of"),
     ({"objective": "", "rewards": ()}, "nothing to align"),
-    ({"constrained": False}, "search=sample"),
+    ({"constrained": False}, "constrained_softmax=False"),
     ({"constrained": False, "search": "sample"}, "constrained_softmax=False"),
+    ({"constrained": False, "group": 10**6}, "more than the"),
     ({"group": 31}, "30 semantic IDs"),
     ({"losers": 2}, "takes one"),
     ({"format_samples": 2}, "constrained=False"),

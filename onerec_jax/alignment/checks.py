@@ -1,5 +1,6 @@
 """What is refused before an alignment starts, and what to change."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 
 from jax.sharding import Mesh
@@ -146,16 +147,20 @@ def _about_answers(system: assemble.System) -> Iterator[str]:
   settings, model = system.config.alignment, system.model
   if settings.search not in ("beam", "sample"):
     yield f"search={settings.search!r}: want beam or sample"
+  sessions = rollouts.session_items(model) > 1
   if settings.search == "beam":
+    there_are = system.index.num_leaves
     if not settings.constrained:
-      yield "constrained=False: beams are items; set alignment.search=sample"
-    if settings.group > system.index.num_leaves:
+      there_are = math.prod(model.codebook_sizes)
+    if settings.group > there_are:
       yield (
-        f"group={settings.group} is more than the {system.index.num_leaves} "
-        "semantic IDs there are"
+        f"group={settings.group} is more than the {there_are} semantic IDs "
+        "there are"
       )
-  elif rollouts.session_items(model) > 1:
+  elif sessions:
     yield "search=sample draws items, not sessions; set alignment.search=beam"
+  if sessions and not settings.constrained:
+    yield "constrained=False: sessions are made of items; set it to True"
   if not settings.constrained and model.constrained_softmax:
     yield (
       "constrained=False needs a softmax over all codes: set "
@@ -179,7 +184,7 @@ def _about_format(system: assemble.System) -> Iterator[str]:
     return
   if settings.constrained or settings.objective not in objectives.GROUPS:
     yield (
-      "format_samples is for free samples and objectives on groups: set "
+      "format_samples is for free answers and objectives on groups: set "
       f"alignment.constrained=False and one of {sorted(objectives.GROUPS)}"
     )
   if not 0 < settings.format_samples <= settings.group:

@@ -21,7 +21,12 @@ from jaxtyping import Array, Float, Int
 from onerec_jax.alignment import policy
 from onerec_jax.alignment_config import AlignmentConfig
 from onerec_jax.data.batch import Batch, Catalogue
-from onerec_jax.inference import beam_search, sampling, session_search
+from onerec_jax.inference import (
+  beam_search,
+  free_search,
+  sampling,
+  session_search,
+)
 from onerec_jax.inference.prefix_index import PrefixIndex
 
 
@@ -78,8 +83,13 @@ def answer(
       jnp.sum(drawn.log_probability, axis=-1),
       drawn.items > 0,
     )
-  else:
+  elif config.constrained:
     found = _beams(arguments, config.group, session_items(model))
+  else:
+    best = free_search.free_search(*arguments, config.group)
+    found = Rollouts(
+      best.items, best.codes[:, :, None], best.scores, best.items > 0
+    )
   return jax.lax.stop_gradient(found)
 
 

@@ -362,7 +362,7 @@ def valid_mask(
   """
   node = jnp.zeros(prefix.shape[:-1], jnp.int32)
   for above in range(level):
-    node = _follow(index.levels[above], node, prefix[..., above])
+    node = follow(index, above, node, prefix[..., above])
   codes, child = children(index, level, node)
   if isinstance(index.levels[level], DenseLevel):
     return child >= 0
@@ -378,8 +378,21 @@ def valid_mask(
   )
 
 
-def _follow(table: DenseLevel | SparseLevel, node: Array, code: Array) -> Array:
-  """The edge from a node by a code; -1 if there is none."""
+def follow(
+  index: PrefixIndex,
+  level: int,
+  node: Int[Array, "*batch"],
+  code: Int[Array, "*batch"],
+) -> Int[Array, "*batch"]:
+  """Where a prefix leads by its next code; -1 if that continues to no item.
+
+  Args:
+    index: the trie.
+    level: of the code.
+    node: where the prefix of `level` codes leads; -1 is no node.
+    code: any code, of the codebook or not.
+  """
+  table = index.levels[level]
   here = jnp.maximum(node, 0)
   if isinstance(table, DenseLevel):
     inside = (code >= 0) & (code < table.child.shape[1])

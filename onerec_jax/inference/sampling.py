@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Shaped
 
 from onerec_jax.data.batch import Batch, Catalogue
-from onerec_jax.inference import beam_search, prefix_index
+from onerec_jax.inference import beam_search, free_search, prefix_index
 from onerec_jax.inference.prefix_index import PrefixIndex
 
 
@@ -67,7 +67,7 @@ def sample(
     ValueError: free sampling from a model whose softmax is constrained: an
       ID that is no item has no probability there.
   """
-  draw = _drawing(index, model.constrained_softmax, constrained)
+  draw = _drawing(model, index, constrained)
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
   rows = batch.items.shape[0]
@@ -96,16 +96,12 @@ def sample(
 
 
 def _drawing(
-  index: PrefixIndex, constrained_softmax: bool, constrained: bool
+  model: nn.Module, index: PrefixIndex, constrained: bool
 ) -> Callable[..., tuple[Array, Array, Array]]:
   """What draws the codes of a level; raises as `sample` does."""
   if constrained:
-    return functools.partial(_draw_item_code, index, constrained_softmax)
-  if constrained_softmax:
-    raise ValueError(
-      "free sampling needs a model with a softmax over all codes: train it "
-      "with model.constrained_softmax=False"
-    )
+    return functools.partial(_draw_item_code, index, model.constrained_softmax)
+  free_search.check_softmax(model)
   return functools.partial(_draw_any_code, index)
 
 
@@ -141,9 +137,8 @@ def _draw_any_code(
   """Draws from all K: (codes, where they lead or −1, log-probabilities)."""
   log_probability = jax.nn.log_softmax(logits.astype(jnp.float32))
   chosen = _draw(key, log_probability / temperature, count)
-  codes, child = prefix_index.children(index, level, node)
-  same = (codes == chosen[..., None]) & (child >= 0)
-  node = jnp.max(jnp.where(same, child, -1), axis=-1)
+  node = jnp.broadcast_to(node, chosen.shape)
+  node = prefix_index.follow(index, level, node, chosen)
   return chosen, node, _pick(log_probability, chosen)
 
 

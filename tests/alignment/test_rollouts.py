@@ -69,9 +69,10 @@ def test_dead_beams_are_no_answers():
   )
 
 
-def test_free_draws_may_be_no_items():
+@pytest.mark.parametrize("search", ["sample", "beam"])
+def test_free_answers_may_be_no_items(search):
   found, again, _ = ask(
-    lazy(constrained_softmax=False), search="sample",
+    lazy(constrained_softmax=False), search=search,
     constrained=False, group=64,
   )  # fmt: skip
   np.testing.assert_allclose(found.log_probability, again, atol=1e-4)
