@@ -14,9 +14,9 @@ ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO)
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
-legality   free draws at ten times the rate, the objective weighing ten times
-           the next-token loss, without and with the format reward, on random
-           draws and on the most probable
+legality   free beams at ten times the rate, the objective weighing ten times
+           the next-token loss: ECPO and GRPO without the format reward, ECPO
+           with it on random beams and on the most probable, and on draws
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
 """
 
@@ -141,12 +141,24 @@ def _stability() -> Runs:
 
 
 def _legality() -> Runs:
-  hard = {"alignment.weight": 10.0, "alignment.gate": 1.0}
+  hard = {
+    "alignment.weight": 10.0,
+    "alignment.gate": 1.0,
+    "training.num_steps": 2 * ipa.STEPS,
+  }
+  draws = {"alignment.search": "sample", "alignment.group": 64}
+  variants = {
+    "ecpo": ("free", {}),
+    "grpo": ("free", {"alignment.objective": "grpo"}),
+    "format": ("format", {}),
+    "probable": ("probable", {}),
+    "draws": ("free", draws),
+  }
   return {
     f"legality_{name}": _at_rate(
-      sweep.changed(ecpo.get_config(name), hard), RATES[-1]
+      sweep.changed(ecpo.get_config(variant), hard | changes), RATES[-1]
     )
-    for name in ("free", "format", "probable")
+    for name, (variant, changes) in variants.items()
   }
 
 
