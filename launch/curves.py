@@ -5,7 +5,7 @@ r"""Draws what runs logged over training, side by side.
     --figures=reward_mean,ratio_max,legality --output=curves.png
 
 `+` joins seeds of one model: the mean is drawn, and what lies between them
-shaded.
+shaded. --record writes the numbers, seeds apart.
 """
 
 import rich
@@ -21,6 +21,9 @@ _RUNS = absl_flags.DEFINE_list("runs", [], "Which; + joins seeds.")
 _FIGURES = absl_flags.DEFINE_list("figures", ["loss"], "Of metrics.jsonl.")
 _LOG = absl_flags.DEFINE_list("log", [], "Figures on a logarithmic axis.")
 _OUTPUT = absl_flags.DEFINE_string("output", "", "PNG to write.")
+_RECORD = absl_flags.DEFINE_string(
+  "record", "", "JSON of the numbers to write."
+)
 absl_flags.adopt_module_key_flags(flags)
 
 
@@ -45,6 +48,8 @@ def main() -> None:
   rich.print(table)
   if _OUTPUT.value:
     files.write_bytes(_OUTPUT.value, curves.draw(found, _LOG.value))
+  if _RECORD.value:
+    files.write_json(_RECORD.value, curves.as_json(found))
 
 
 if __name__ == "__main__":

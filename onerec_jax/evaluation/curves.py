@@ -4,6 +4,7 @@ import dataclasses
 import io
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import figure
@@ -56,6 +57,19 @@ def read(workdir: files.PathLike, model: str, name: str) -> Curve | None:
     return None
   values = np.asarray([[of[step] for step in steps] for of in found])
   return Curve(model, name, np.asarray(steps), values)
+
+
+def as_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+  """The curves' numbers, a row of `values` a seed."""
+  return [
+    {
+      "model": curve.model,
+      "figure": curve.figure,
+      "steps": curve.steps.tolist(),
+      "values": curve.values.tolist(),
+    }
+    for curve in curves
+  ]
 
 
 def draw(curves: Sequence[Curve], logarithmic: Sequence[str] = ()) -> bytes:

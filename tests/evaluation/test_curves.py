@@ -52,6 +52,24 @@ def test_a_run_without_metrics_is_named(workdir):
     curves.read(workdir, "a+nobody", "reward")
 
 
+def test_the_numbers_are_what_was_logged(workdir):
+  found = [curves.read(workdir, run, "reward") for run in ("a", "a+a_s1")]
+  assert json.loads(json.dumps(curves.as_json(found))) == [
+    {
+      "model": "a",
+      "figure": "reward",
+      "steps": [10, 20, 30],
+      "values": [[1.0, 2.0, 4.0]],
+    },
+    {
+      "model": "a+a_s1",
+      "figure": "reward",
+      "steps": [10, 20],
+      "values": [[1.0, 2.0], [3.0, 6.0]],
+    },
+  ]
+
+
 def test_the_picture_is_a_png(workdir):
   found = [
     curves.read(workdir, run, "reward") for run in ("a", "a_s1", "a+a_s1")
