@@ -21,9 +21,7 @@ _RUNS = absl_flags.DEFINE_list("runs", [], "Which; + joins seeds.")
 _FIGURES = absl_flags.DEFINE_list("figures", ["loss"], "Of metrics.jsonl.")
 _LOG = absl_flags.DEFINE_list("log", [], "Figures on a logarithmic axis.")
 _OUTPUT = absl_flags.DEFINE_string("output", "", "PNG to write.")
-_RECORD = absl_flags.DEFINE_string(
-  "record", "", "JSON of the numbers to write."
-)
+_RECORD = absl_flags.DEFINE_string("record", "", "JSON file for the numbers.")
 absl_flags.adopt_module_key_flags(flags)
 
 

@@ -31,7 +31,7 @@ class AlignmentConfig:
   search: str = "beam"
   """`beam`: the R best answers; `sample`: draws, which may repeat."""
   constrained: bool = True
-  """Answers are items; False, not of sessions: any codes (V1 §2.5)."""
+  """Whether answers are items only. False: any codes (V1 §2.5), no sessions."""
   temperature: float = 1.0
   """Of samples."""
   sync_every: int = 0

@@ -32,6 +32,8 @@ def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
   assert config.name not in starts
   assert set(rewards.runs_of(settings.rewards)) <= {"p_score", "session_reward"}
   assert bool(settings.objective) == bool(settings.rewards)
+  assert settings.constrained or not config.model.constrained_softmax
+  assert settings.format_samples <= settings.group
   assert not list(checks._about_numbers(settings))
   assert not list(checks._about_requests(config))
   assert not list(checks._about_rewards(settings))

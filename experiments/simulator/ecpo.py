@@ -8,8 +8,8 @@ p_score.py in the same work directory.
 
   ecpo, grpo      groups of 32 beams, judged by the P-Score
   free            groups of 128 beams over all codes: what becomes of legality
-  format          and V1's format reward on K = 5 random beams of 128
-  probable        its rejected choice, the 5 most probable beams
+  format          `free` with V1's format reward on K = 5 random beams of 128
+  probable        the same on the 5 most probable, which V1 rejects
 """
 
 from experiments.simulator import ipa, sft

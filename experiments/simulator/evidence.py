@@ -14,9 +14,10 @@ ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO)
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
-legality   free beams at five times the rate, the objective weighing a hundred
-           times the next-token loss: ECPO and GRPO without the format reward,
-           ECPO with it on K = 5 and 20 random beams and on the 5 most probable
+legality   600 steps on free beams without a gate, the objective weighing a
+           hundred times the next-token loss, at five times the rate (at ten a
+           few steps do it all): ECPO and GRPO without the format reward, ECPO
+           with it on K = 5 and 20 random beams and on the 5 most probable
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
 """
 

@@ -147,20 +147,20 @@ def _about_answers(system: assemble.System) -> Iterator[str]:
   settings, model = system.config.alignment, system.model
   if settings.search not in ("beam", "sample"):
     yield f"search={settings.search!r}: want beam or sample"
-  sessions = rollouts.session_items(model) > 1
+  of_sessions = rollouts.session_items(model) > 1
   if settings.search == "beam":
-    there_are = system.index.num_leaves
+    available, which = system.index.num_leaves, "semantic IDs"
     if not settings.constrained:
-      there_are = math.prod(model.codebook_sizes)
-    if settings.group > there_are:
-      yield (
-        f"group={settings.group} is more than the {there_are} semantic IDs "
-        "there are"
-      )
-  elif sessions:
+      available, which = math.prod(model.codebook_sizes), "tuples of codes"
+    if settings.group > available:
+      yield f"group={settings.group} is more than the {available} {which}"
+  elif of_sessions:
     yield "search=sample draws items, not sessions; set alignment.search=beam"
-  if sessions and not settings.constrained:
-    yield "constrained=False: sessions are made of items; set it to True"
+  if of_sessions and not settings.constrained:
+    yield (
+      "constrained=False: sessions are made of items; set "
+      "alignment.constrained=True"
+    )
   if not settings.constrained and model.constrained_softmax:
     yield (
       "constrained=False needs a softmax over all codes: set "

@@ -104,7 +104,7 @@ def format_advantages(
   left to itself.
 
   Args:
-    items: of a group's samples; 0 is no item.
+    items: of a group's answers; 0 is no item.
     key: of the draw.
     count: K of R, the paper's 5 of 128.
   """
@@ -116,7 +116,7 @@ def format_advantages(
 def most_probable(
   items: Int[Array, "B R"], log_probability: Float[Array, "B R"], count: int
 ) -> Float[Array, "B R"]:
-  """The format reward's rejected choice: the `count` most probable samples."""
+  """The format reward's rejected choice: the `count` most probable answers."""
   # Draws repeat, and equal ones tie: ranks, not a threshold, choose `count`.
   order = jnp.argsort(-log_probability, axis=1)
   rank = jnp.argsort(order, axis=1)

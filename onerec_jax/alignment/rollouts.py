@@ -5,9 +5,10 @@ learns from them: a group of R costs R targets, not R contexts. They carry the
 sampler's log-probability of the whole answer, the sum over its codes, be it an
 item (L codes) or a session (m · L).
 
-V1 (arXiv 2506.13695 §2.5) takes the beams of a search over draws; OneRec takes
-beams too. Beams are no sample of the sampler's distribution: ratios to it are
-as the papers' are, and expectations over beams are not over it.
+V1 (arXiv 2506.13695 §2.5) prefers the beams of a search to draws; OneRec takes
+beams too. Both may be of items only or of any codes. Beams are no sample of the
+sampler's distribution: ratios to it are as the papers' are, and expectations
+over beams are not over it.
 """
 
 from typing import Any
@@ -70,7 +71,11 @@ def answer(
     catalogue: the items.
     index: over the catalogue; may be restricted.
     key: of draws.
-    config: `group`, `search`, `constrained`, `temperature`.
+    config: `group`, `search`, `constrained`, `temperature`. Sessions are asked
+      for by constrained beams alone (checks.py).
+
+  Raises:
+    ValueError: free answers from a model whose softmax is constrained.
   """
   arguments = model, params, requests, catalogue, index
   if config.search == "sample":

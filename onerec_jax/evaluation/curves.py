@@ -60,7 +60,7 @@ def read(workdir: files.PathLike, model: str, name: str) -> Curve | None:
 
 
 def as_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-  """The curves' numbers, a row of `values` a seed."""
+  """The curves' numbers; `values` has one row for each seed."""
   return [
     {
       "model": curve.model,

@@ -232,6 +232,15 @@ def _log_probability(
   return jnp.where(valid, asked - total, -jnp.inf)
 
 
+def check_softmax(model: nn.Module) -> None:
+  """Raises ValueError where IDs that are no items have no probability."""
+  if model.constrained_softmax:
+    raise ValueError(
+      "IDs that may be no items need a model with a softmax over all codes: "
+      "train it with model.constrained_softmax=False"
+    )
+
+
 def exact_scores(
   model: nn.Module,
   params: Params,

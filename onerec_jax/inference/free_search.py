@@ -1,8 +1,8 @@
 """Beam search over all codes: what comes out may be no item.
 
-V1 (arXiv 2506.13695, §2.5) rewards what is legal among the beams of its
-rollouts, so its search is not held to items there. Serving is: `beam_search`
-finds items alone.
+INFERRED: V1 (arXiv 2506.13695, §2.5) takes the beams of its rollouts and
+rewards the legal ones, so its search there is not held to items. Serving uses
+`beam_search`, which finds only items.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ class Beams:
 
   Attributes:
     codes: [B, W, L].
-    items: [B, W] the item of each; 0 where it is none.
+    items: [B, W] the item of each; 0 where it is none that is allowed.
     scores: [B, W] log-probability in nats, float32.
   """
 
@@ -50,14 +50,14 @@ def free_search(
     params: its parameters.
     batch: rows with T = 1.
     catalogue: what `encode` needs of the items.
-    index: over the catalogue, for what is an item.
+    index: over the catalogue; restricted, all but allowed items count as none.
     width: W; the answer has min(W, K₁·…·K_L) columns.
 
   Raises:
     ValueError: the model's softmax is constrained: an ID that is no item has
       no probability there.
   """
-  check_softmax(model)
+  beam_search.check_softmax(model)
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
   rows = batch.items.shape[0]
@@ -77,15 +77,6 @@ def free_search(
     if level + 1 < index.num_levels:
       cache = beam_search.reorder(cache, parent)
   return Beams(codes, prefix_index.leaf_items(index, node), scores)
-
-
-def check_softmax(model: nn.Module) -> None:
-  """Raises ValueError where IDs that are no items have no probability."""
-  if model.constrained_softmax:
-    raise ValueError(
-      "IDs that may be no items need a model with a softmax over all codes: "
-      "train it with model.constrained_softmax=False"
-    )
 
 
 def _best(

@@ -19,7 +19,7 @@ from flax import struct
 from jaxtyping import Array, Float, Int, Shaped
 
 from onerec_jax.data.batch import Batch, Catalogue
-from onerec_jax.inference import beam_search, free_search, prefix_index
+from onerec_jax.inference import beam_search, prefix_index
 from onerec_jax.inference.prefix_index import PrefixIndex
 
 
@@ -101,7 +101,7 @@ def _drawing(
   """What draws the codes of a level; raises as `sample` does."""
   if constrained:
     return functools.partial(_draw_item_code, index, model.constrained_softmax)
-  free_search.check_softmax(model)
+  beam_search.check_softmax(model)
   return functools.partial(_draw_any_code, index)
 
 

@@ -274,11 +274,12 @@ def test_the_margin_of_pairs_rises():
     assert abs(margins[0]) < 1e-3 < margins[-1]
 
 
-def test_free_answers_count_where_they_are_items():
-  """Guards of free sampling against the samples themselves."""
+@pytest.mark.parametrize("search", ["sample", "beam"])
+def test_free_answers_count_where_they_are_items(search):
+  """Guards of free answers against the answers themselves."""
   model = lazy(constrained_softmax=False)
   config = AlignmentConfig(
-    objective="ecpo", search="sample", constrained=False, group=64,
+    objective="ecpo", search=search, constrained=False, group=64,
     format_samples=64,
   )  # fmt: skip
   state, function, joint, catalogue, index = start(model, config)

@@ -71,10 +71,18 @@ def test_dead_beams_are_no_answers():
 
 @pytest.mark.parametrize("search", ["sample", "beam"])
 def test_free_answers_may_be_no_items(search):
-  found, again, _ = ask(
+  found, again, catalogue = ask(
     lazy(constrained_softmax=False), search=search,
     constrained=False, group=64,
   )  # fmt: skip
   np.testing.assert_allclose(found.log_probability, again, atol=1e-4)
-  np.testing.assert_array_equal(found.legal, found.items > 0)
+  known = {*map(tuple, np.asarray(catalogue.codes)[1:].tolist())}
+  for row, legal, scores in zip(
+    found.codes[:, :, 0].tolist(), found.legal, found.log_probability
+  ):
+    answers = [*map(tuple, row)]
+    assert [answer in known for answer in answers] == legal.tolist()
+    if search == "beam":
+      assert len({*answers}) == 64
+      assert (np.diff(scores) <= 1e-5).all()
   assert 0 < found.legal.mean() < 1

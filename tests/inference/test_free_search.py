@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from onerec_jax.alignment import policy
 from onerec_jax.inference import free_search, prefix_index
@@ -18,7 +19,11 @@ EVERY = np.asarray([*itertools.product(*map(range, tiny.CODEBOOK_SIZES))])
   scope="module", params=["lazy_decoder", "encoder_decoder", "decoder_only"]
 )
 def world(request):
-  model = getattr(tiny, request.param)(constrained_softmax=False)
+  return make_world(getattr(tiny, request.param))
+
+
+def make_world(make):
+  model = make(constrained_softmax=False)
   batch, catalogue = tiny.separate(tiny.batch())[0], tiny.catalogue()
   index = prefix_index.build(np.asarray(catalogue.codes), model.codebook_sizes)
   return model, tiny.params(model), batch, catalogue, index
@@ -35,6 +40,13 @@ def exact(world):
       lambda params: policy.log_probabilities(model, params, *rows, index)
     )(params)
   )
+
+
+def lowest_items(catalogue, allowed):
+  """{semantic ID: its lowest allowed item}."""
+  codes = np.asarray(catalogue.codes).tolist()
+  items = range(tiny.NUM_ITEMS, 0, -1)
+  return {tuple(codes[item]): item for item in items if allowed[item]}
 
 
 def search(world, width):
@@ -74,17 +86,50 @@ def test_it_finds_what_a_search_by_hand_finds(world, exact, width):
 
 
 def test_its_items_are_those_of_its_codes(world):
-  *_, catalogue, index = world
   found = search(world, 100)
-  codes = np.asarray(catalogue.codes)[1:]
-  kept = np.asarray(index.leaf_item).tolist()
-  of_codes = {tuple(codes[item - 1]): item for item in kept}
+  own = lowest_items(world[3], np.ones(tiny.NUM_ITEMS + 1, bool))
   wanted = [
-    [of_codes.get(tuple(each), 0) for each in row]
-    for row in found.codes.tolist()
+    [own.get(tuple(each), 0) for each in row] for row in found.codes.tolist()
   ]
   np.testing.assert_array_equal(found.items, wanted)
   assert 0 < (found.items > 0).mean() < 1
+
+
+def test_of_what_is_not_allowed_there_is_no_item():
+  """Two sets of allowed items, one for each half of the rows."""
+  model, params, batch, catalogue, index = make_world(tiny.lazy_decoder)
+  allowed = np.random.default_rng(0).random((7, tiny.NUM_ITEMS + 1)) < 0.5
+  restricted = prefix_index.restrict(index, jnp.asarray(allowed))
+  found = search((model, params, batch, catalogue, restricted), 100)
+  for row, codes, items in zip(allowed, found.codes, found.items):
+    own = lowest_items(catalogue, row)
+    wanted = [own.get(tuple(each), 0) for each in codes.tolist()]
+    np.testing.assert_array_equal(items, wanted)
+
+
+def test_rows_on_eight_devices_need_no_communication():
+  model, params, batch, catalogue, index = make_world(tiny.lazy_decoder)
+  batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), batch)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
+  spread = NamedSharding(mesh, PartitionSpec("data"))
+  copied = NamedSharding(mesh, PartitionSpec())
+  program = tiny.jit(
+    lambda params, batch, catalogue, index: free_search.free_search(
+      model, params, batch, catalogue, index, 20
+    ),
+    in_shardings=(copied, spread, copied, copied),
+    out_shardings=spread,
+  )
+  arguments = params, batch, catalogue, index
+  text = program.lower(*arguments).compile().as_text()
+  for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
+    assert word not in text
+  alone = search((model, params, batch, catalogue, index), 20)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    program(*arguments),
+    alone,
+  )
 
 
 def test_a_constrained_softmax_is_refused(world):

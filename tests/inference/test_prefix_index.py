@@ -122,6 +122,33 @@ def test_valid_mask_is_the_trie_and_false_off_it(seed, depth, num_items, dense):
 
 @few
 @hypothesis.given(**cases)
+def test_following_codes_is_walking_the_trie(seed, depth, num_items, dense):
+  """To the leaves, and to nowhere by codes that nothing has."""
+  codes, sizes, _ = catalogue(seed, depth, num_items)
+  index = built(codes, sizes, dense=dense)
+  levels, _ = walk(index)
+  rng = np.random.default_rng(seed + 1)
+  prefixes = np.concatenate(
+    [codes[1:], rng.integers(-1, np.asarray(sizes) + 1, (24, depth))]
+  ).astype(np.int32)
+  prefixes = np.resize(prefixes, (64, depth))
+
+  @jax.jit
+  def follow(index, prefixes):
+    node, found = jnp.zeros(64, jnp.int32), []
+    for level in range(depth):
+      node = prefix_index.follow(index, level, node, prefixes[:, level])
+      found.append(node)
+    return jnp.stack(found, axis=1)
+
+  found = np.asarray(follow(index, prefixes))
+  for prefix, nodes in zip(prefixes.tolist(), found.tolist()):
+    for level, node in enumerate(nodes):
+      assert node == levels[level].get(tuple(prefix[: level + 1]), -1)
+
+
+@few
+@hypothesis.given(**cases)
 def test_restricted_walk_is_the_walk_of_the_subset(
   seed, depth, num_items, dense
 ):
