@@ -237,61 +237,17 @@ def is_alive(
     edge: edges as `children` gives them.
   """
   flags, here = index.alive[level], jnp.maximum(edge, 0)
-  return (edge >= 0) & _at(flags, here)
-
-
-def count_leaves(index: PrefixIndex) -> tuple[Int[Array, "*shape"], ...]:
-  """How many allowed leaves lie below each edge, level by level.
-
-  Shaped as `index.alive`, with axis B first where it has one.
-  """
-
-  def of(alive: Array) -> tuple[Array, ...]:
-    counts = [alive.astype(jnp.int32)]
-    for parents, above in zip(index.parents[::-1], index.alive[-2::-1]):
-      below, edges = counts[-1], above.shape[-1]
-      counts.append(jax.ops.segment_sum(below, parents, edges, True))
-    return tuple(counts[::-1])
-
-  leaves = index.alive[-1]
-  return jax.vmap(of)(leaves) if leaves.ndim == 2 else of(leaves)
-
-
-def has_unused(
-  index: PrefixIndex,
-  counts: tuple[Array, ...],
-  used: Int[Array, "B W n"],
-  level: int,
-  edge: Int[Array, "B W fanout"],
-) -> Bool[Array, "B W fanout"]:
-  """Whether an allowed leaf below an edge is not among those used.
-
-  Args:
-    index: the trie.
-    counts: `count_leaves(index)`.
-    used: allowed leaves of each beam, all different; -1 is none.
-    level: of the edges.
-    edge: as `children` gives them; False for edge -1.
-  """
-  above = jnp.maximum(used, 0)
-  for parents in index.parents[level:][::-1]:
-    above = parents[above]
-  # One after the other: all at once would make fanout × n flags a beam.
-  spent = sum(
-    (above[:, :, None, i] == edge) & (used[:, :, None, i] >= 0)
-    for i in range(used.shape[2])
-  )
-  return (edge >= 0) & (_at(counts[level], jnp.maximum(edge, 0)) > spent)
+  return (edge >= 0) & lookup(flags, here)
 
 
 def leaf_items(
   index: PrefixIndex, leaf: Int[Array, "*batch"]
 ) -> Int[Array, "*batch"]:
   """The most popular allowed item of each leaf; 0 for leaf -1."""
-  return jnp.where(leaf >= 0, _at(index.leaf_item, jnp.maximum(leaf, 0)), 0)
+  return jnp.where(leaf >= 0, lookup(index.leaf_item, jnp.maximum(leaf, 0)), 0)
 
 
-def _at(table: Array, position: Array) -> Array:
+def lookup(table: Array, position: Array) -> Array:
   """table[position]; a table with axis B is looked up row by row."""
   if table.ndim == 1:
     return table[position]

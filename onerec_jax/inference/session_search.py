@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from onerec_jax.data.batch import Batch, Catalogue
-from onerec_jax.inference import beam_search, prefix_index
+from onerec_jax.inference import beam_search, prefix_index, unused_leaves
 from onerec_jax.inference.prefix_index import PrefixIndex
 
 Params = Any
@@ -52,7 +52,7 @@ def session_search(
   """
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
-  counts = prefix_index.count_leaves(index)
+  counts = unused_leaves.count_leaves(index)
   rows, levels = batch.items.shape[0], index.num_levels
   scores = jnp.zeros((rows, 1), jnp.float32)
   used = jnp.zeros((rows, 1, 0), jnp.int32)
@@ -67,7 +67,7 @@ def session_search(
       )
       scores, node, previous, parent = beam_search.expand(
         index, level, logits, scores, node, width, model.constrained_softmax,
-        functools.partial(prefix_index.has_unused, index, counts, used, level),
+        functools.partial(unused_leaves.has_unused, index, counts, used, level),
       )  # fmt: skip
       used = _of_parents(used, parent)
       if step + 1 < model.session_items * levels:

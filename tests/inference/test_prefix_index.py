@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from onerec_jax.inference import prefix_index
+from onerec_jax.inference import prefix_index, unused_leaves
 
 
 def catalogue(seed, depth, num_items):
@@ -253,7 +253,7 @@ def test_leaves_that_are_not_used_yet(seed, depth, num_items, dense):
   index = built(codes, sizes, dense=dense)
   levels, _ = walk(index)
   restricted = prefix_index.restrict(index, jnp.asarray(allowed))
-  counts = prefix_index.count_leaves(restricted)
+  counts = unused_leaves.count_leaves(restricted)
   sids = [
     {tuple(codes[i]) for i in range(1, num_items + 1) if row[i]}
     for row in allowed
@@ -269,7 +269,7 @@ def test_leaves_that_are_not_used_yet(seed, depth, num_items, dense):
     prefixes = list(levels[level])
     edge = np.asarray([levels[level][p] for p in prefixes] + [-1], np.int32)
     edges = np.broadcast_to(edge, (2, 2, len(edge)))
-    found = prefix_index.has_unused(
+    found = unused_leaves.has_unused(
       restricted, counts, jnp.asarray(used), level, jnp.asarray(edges)
     )
     for row, beam in np.ndindex(2, 2):
