@@ -57,6 +57,8 @@ class AlignmentConfig:
   """K of V1's format reward; 0: none. Needs `constrained=False`."""
   format_choice: str = "random"
   """Which K: `random`, or the most `probable`, which V1 rejects."""
+  format_weight: float = 1.0
+  """Of its loss beside the objective's; INFERRED, V1 names none."""
   suppressed: str = ""
   """V1's industrial reward: the items there may be too many of, by a feature
   of theirs, as `category=ads`; empty: none."""

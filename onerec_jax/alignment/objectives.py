@@ -106,7 +106,8 @@ def loss(
   if group.format is not None:
     judged = of_answers(new, group.old, group.format, config)
     # INFERRED: a mean over the K drawn, which are the format reward's group.
-    total += jnp.sum(judged, axis=1) / config.format_samples
+    of_format = jnp.sum(judged, axis=1) / config.format_samples
+    total += config.format_weight * of_format
   return total
 
 

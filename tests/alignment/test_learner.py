@@ -143,7 +143,7 @@ def test_the_gradient_of_three_streams_by_hand():
   _, catalogue, index = world(model)
   config = AlignmentConfig(
     objective="ecpo", weight=0.7, feedback="like", feedback_weight=0.3,
-    constrained=False, search="sample", format_samples=2,
+    constrained=False, search="sample", format_samples=2, format_weight=1.5,
   )  # fmt: skip
   batch = tiny.batch()
   requests, rng = requests_of(batch), np.random.default_rng(1)
@@ -168,7 +168,9 @@ def test_the_gradient_of_three_streams_by_hand():
     tokens = tokens_by_hand(logits, catalogue.codes[batch.targets])
     shown = batch.targets > 0
     of_feedback = feedback_by_hand(tokens, advantages) * shown
-    return 0.7 * (preferred + legal) + 0.3 * of_feedback.sum() / shown.sum()
+    return (
+      0.7 * (preferred + 1.5 * legal) + 0.3 * of_feedback.sum() / shown.sum()
+    )
 
   got, want = gradients(model, config, joint, catalogue, index, by_hand)
   np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
