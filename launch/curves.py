@@ -18,7 +18,10 @@ from onerec_jax import files
 from onerec_jax.evaluation import curves
 
 _RUNS = absl_flags.DEFINE_list("runs", [], "Which; + joins seeds.")
-_FIGURES = absl_flags.DEFINE_list("figures", ["loss"], "Of metrics.jsonl.")
+_FIGURES = absl_flags.DEFINE_list(
+  "figures", ["loss"], "Of metrics.jsonl, where training logs it or else "
+  "validation; validation/loss is the other loss.",
+)  # fmt: skip
 _LOG = absl_flags.DEFINE_list("log", [], "Figures on a logarithmic axis.")
 _OUTPUT = absl_flags.DEFINE_string("output", "", "PNG to write.")
 _RECORD = absl_flags.DEFINE_string("record", "", "JSON file for the numbers.")

@@ -78,6 +78,7 @@ def make_arm(
   )
   if until_ms is not None:
     _check_past(models[0].system.prepared, until_ms)
+  _check_lifelong(models)
   config, slots = models[0].system.config, world.config.slots
   known = serving.Histories(
     models[0].system.prepared, config.prepare, world, until_ms
@@ -102,6 +103,29 @@ def _runs_of(name: str) -> list[str]:
   if len(stages) > 2:
     raise ValueError(f"arm {name!r}: want a run, or retrieval/ranker")
   return stages
+
+
+def _check_lifelong(models: Sequence[Model]) -> None:
+  """Refuses a ranker that reads other compressed histories than are known."""
+  known, *others = map(_snapshots, models)
+  for model, wanted in zip(models[1:], others):
+    if wanted not in ("", known):
+      raise ValueError(
+        f"{model.system.config.name} reads compressed histories, and the "
+        f"stages of a cascade share those of {models[0].system.config.name}: "
+        "train both on the same pipeline.pathways.lifelong, lifelong and "
+        "semantic IDs"
+      )
+
+
+def _snapshots(model: Model) -> str:
+  """The compressed histories that a model reads; empty: none."""
+  system = model.system
+  if not system.config.pipeline.pathways.lifelong:
+    return ""
+  return assemble.snapshots_name(
+    system.config, system.prepared, system.semantic_ids
+  )
 
 
 def _check_past(prepared: shards.PreparedData, until_ms: int) -> None:

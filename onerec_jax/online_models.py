@@ -22,7 +22,7 @@ from onerec_jax.data import pipeline, shards
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.data.batch import Batch
 from onerec_jax.inference import assemble, retrieval, serving
-from onerec_jax.models import registry, reward
+from onerec_jax.models import registry, reward, two_tower
 from onerec_jax.training import loop, optimizer, task
 from onerec_jax.training import step as step_lib
 
@@ -108,6 +108,8 @@ class _Learner:
     self._config.optimizer.warmup_steps = 0
     self._config.optimizer.learning_rate = learning_rate
     self._config.optimizer.table_learning_rate = 0.0
+    # In order of time every morning would begin with the oldest rows.
+    self._config.pipeline.order = "shuffled"
     self._system, self._mesh = system, mesh
     settings = self._config.alignment
     self._aligns = bool(settings.objective or settings.feedback)
@@ -124,6 +126,9 @@ class _Learner:
     batches, steps_per_epoch = self._batches(prepared, seed)
     sharding = partitioning.batch_sharding(self._mesh)
     whole = partitioning.replicated(self._mesh)
+    if isinstance(self._system.model, two_tower.TwoTower):
+      # Of the log as it is by now; the start's has not seen what was launched.
+      self._tables = two_tower.log_frequency(prepared.item_counts)
     catalogue, tables = jax.device_put(
       (self._system.catalogue, self._tables), whole
     )

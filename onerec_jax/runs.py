@@ -173,6 +173,7 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
   _check_leak(config)
   _check_sessions(config)
   _check_cutoffs(config, num_items)
+  _check_select(config)
   _check_batch(config, mesh)
 
 
@@ -203,6 +204,41 @@ def _check_cutoffs(config: config_lib.Config, num_items: int) -> None:
       f"evaluation.cutoffs={config.evaluation.cutoffs} ask for more than the "
       f"{num_items} items there are; set, say, "
       f"--config.evaluation.cutoffs='(1,)' --config.evaluation.select=ndcg@1"
+    )
+  generates = isinstance(config.model, model_configs.GeneratorConfig)
+  if (
+    generates and max(config.evaluation.cutoffs) > config.evaluation.beam_width
+  ):
+    raise ValueError(
+      f"evaluation.cutoffs={config.evaluation.cutoffs} ask for more than the "
+      f"evaluation.beam_width={config.evaluation.beam_width} beams that are "
+      "searched; raise --config.evaluation.beam_width"
+    )
+
+
+def _check_select(config: config_lib.Config) -> None:
+  """Refuses a figure that no validation has, or that is best when low."""
+  select = config.evaluation.select
+  if select == "loss":
+    raise ValueError(
+      "evaluation.select=loss: the checkpoint of the highest figure is kept, "
+      "and a loss is best when low; set, say, "
+      "--config.evaluation.select=ndcg@10"
+    )
+  if isinstance(config.model, model_configs.RewardConfig):
+    if "@" in select:
+      raise ValueError(
+        f"evaluation.select={select!r} is a figure of recommendations, and a "
+        "reward model makes none: set --config.evaluation.select=auc"
+      )
+    return
+  cutoffs = config.evaluation.cutoffs
+  if config.pipeline.targets == "session":
+    cutoffs = (config.pipeline.session_items,)
+  if not select.endswith(tuple(f"@{k}" for k in cutoffs)):
+    raise ValueError(
+      f"evaluation.select={select!r} is at none of the cutoffs {cutoffs} that "
+      f"are measured: set, say, --config.evaluation.select=ndcg@{cutoffs[-1]}"
     )
 
 

@@ -72,7 +72,7 @@ def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
 
   def validate(params: Any) -> dict[str, float]:
     found = _evaluate(
-      config, system.prepared, system.semantic_ids,
+      config, system.prepared, _answers(system),
       lambda batch: retrieve(params, batch), "validation", users,
       progress=False,
     )  # fmt: skip
@@ -152,14 +152,22 @@ def train(
   return system
 
 
+def _answers(system: assemble.System) -> semantic_ids.SemanticIds | None:
+  """The semantic IDs that a model answers with; None: with items themselves."""
+  scores_items = hasattr(system.model, "item_scores")
+  return None if scores_items else system.semantic_ids
+
+
 def _retriever(system: assemble.System, mesh: Mesh) -> Any:
   """(params, host batch) → ranked items, rows spread over the mesh."""
-  width = min(system.config.evaluation.beam_width, system.prepared.num_items)
-  if system.index is None:
+  settings = system.config.evaluation
+  width = settings.beam_width
+  if _answers(system) is None:
     # Scoring all items makes a longer list free, so that taking out what was
     # seen leaves a full one.
     longest = int(system.prepared.lengths.max())
-    width = min(width + longest, system.prepared.num_items)
+    width = max(width, *settings.cutoffs) + longest
+  width = min(width, system.prepared.num_items)
   find = retrieval.make_retrieve(system.model, system.index, width)
   catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
   rows = partitioning.batch_sharding(mesh)
@@ -235,7 +243,7 @@ def evaluate(
   system, params = assemble.load(workdir, name, mesh)
   retrieve = _retriever(system, mesh)
   found = _evaluate(
-    system.config, system.prepared, system.semantic_ids,
+    system.config, system.prepared, _answers(system),
     lambda batch: retrieve(params, batch), split, None, progress=True,
   )  # fmt: skip
   found.save(workdir)
@@ -299,7 +307,7 @@ def evaluate_popularity(
 ) -> Evaluation:
   """The baseline that recommends the most popular items to everybody.
 
-  Measured at the cutoffs of the latest trained run, to stand beside it.
+  Asked what the latest trained run is, at its cutoffs, to stand beside it.
   """
   prepared = shards.PreparedData.open(workdir)
   config = config_lib.Config(name=POPULARITY)
@@ -308,6 +316,7 @@ def evaluate_popularity(
       assemble.run_directory(workdir, name) / "config.json"
     )
     config.evaluation.cutoffs = tuple(record["config"]["evaluation"]["cutoffs"])
+    config.pipeline.imitate = record["config"]["pipeline"]["imitate"]
   path = location(workdir, POPULARITY, split)
   if _is_newer(path, prepared.directory / shards.MANIFEST):
     found = Evaluation.load(workdir, POPULARITY, split)

@@ -171,7 +171,11 @@ def _suppressed(system: assemble.System) -> jax.Array:
   """Bool [I + 1]: the items of `alignment.suppressed`."""
   wanted = system.config.alignment.suppressed
   name, _, value = wanted.partition("=")
-  specs = system.prepared.manifest["bucketing"]["item"]
+  specs = {
+    feature: spec
+    for feature, spec in system.prepared.manifest["bucketing"]["item"].items()
+    if spec["kind"] == "codes"
+  }
   spec = specs.get(name)
   codes = () if spec is None else features.bucket_codes(spec, [value])
   if not np.any(codes):

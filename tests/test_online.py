@@ -330,6 +330,46 @@ def test_an_aligned_run_goes_on_aligning(workdir, mesh):
 
 
 @pytest.mark.slow
+def test_item_scores_leave_full_lists_when_the_seen_are_out(workdir):
+  """However few candidates a generator's beam would have."""
+  found = workflow.evaluate(workdir, "two_tower")
+  assert found.facts["beam_width"] > CONFIGS[1].evaluation.beam_width
+  assert found.metrics["filtered/valid_rate@10"] == 1.0
+
+
+def test_a_morning_trains_on_the_whole_log(workdir, mesh):
+  """In order of time, too; and on the frequencies of that log."""
+  system, params = assemble.load(workdir, "two_tower", mesh)
+  config = copy.deepcopy(system.config)
+  config.pipeline.order = "time"
+  model = online_models.Model(
+    dataclasses.replace(system, config=config), params, mesh
+  )
+  log = copy.copy(system.prepared)
+  log.item_counts = log.item_counts * np.arange(33)
+  model.learn(log, workdir, 1, 1e-2, 0)
+  learner, seen = model._learner, []
+  for seed in (0, 1):
+    batch = next(learner._batches(log, seed)[0])
+    seen.append(np.asarray(batch.targets))
+  assert not np.array_equal(*seen)
+  shares = (log.item_counts[1:] + 1) / (log.item_counts[1:] + 1).sum()
+  np.testing.assert_allclose(learner._tables[1:], np.log(shares), rtol=1e-5)
+
+
+def test_a_ranker_of_other_compressed_histories_is_refused(cascade):
+  first, second = cascade.models
+  ranker = copy.copy(second)
+  config = copy.deepcopy(second.system.config)
+  config.pipeline.pathways.lifelong = 3
+  ranker.system = dataclasses.replace(second.system, config=config)
+  online_arms._check_lifelong([ranker, ranker])
+  online_arms._check_lifelong([ranker, second])
+  with pytest.raises(ValueError, match="p_score reads compressed histories"):
+    online_arms._check_lifelong([first, ranker])
+
+
+@pytest.mark.slow
 def test_a_cascade_retrieves_and_ranks(cascade, workdir, mesh, begun):
   world, _, _ = begun
   arm = cascade

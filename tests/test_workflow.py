@@ -10,7 +10,7 @@ import pytest
 
 from onerec_jax import files, model_configs, partitioning, workflow
 from onerec_jax.data import pipeline, splits
-from onerec_jax.evaluation import protocol
+from onerec_jax.evaluation import protocol, tables
 from onerec_jax.evaluation.result import location
 from onerec_jax.inference import assemble
 from onerec_jax.training import loop, metrics_writer
@@ -22,6 +22,7 @@ def trained(tmp_path_factory):
   """(work directory, system) of a run that went no further than its start."""
   folder = tmp_path_factory.mktemp("workflow")
   config = worlds.config(worlds.write_csv(folder / "raw", users=20))
+  config.prepare.positive = "rating >= 4"
   # Without tokenizer and beam search, the quickest to compile.
   config.model = model_configs.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
   config.training.num_steps = config.training.validate_every = 1
@@ -120,6 +121,31 @@ def test_popularity_against_numpy(trained, split):
     assert found.metrics[name] == pytest.approx(np.mean(values), abs=1e-6)
   # Filtering leaves full lists, however long the histories.
   assert found.metrics["filtered/valid_rate@10"] == 1.0
+
+
+def test_popularity_is_asked_what_the_latest_run_is(trained):
+  folder, system = trained
+  path = folder / "models" / "tiny" / "config.json"
+  content = path.read_bytes()
+  record = files.read_json(path)
+  record["config"]["pipeline"]["imitate"] = "positive"
+  every = workflow.evaluate(folder, workflow.POPULARITY)
+  try:
+    files.write_json(path, record)
+    found = workflow.evaluate(folder, workflow.POPULARITY)
+  finally:
+    files.write_bytes(path, content)
+  liked = []
+  for index in range(len(system.prepared)):
+    user = system.prepared.user(index)
+    kept = (user.split == splits.TEST) & (user.features["rating"] >= 4)
+    liked += [(user.user, item) for item in user.items[kept].tolist()]
+  assert sorted(zip(found.user.tolist(), found.target.tolist())) == liked
+  assert 0 < len(liked) < len(every.user)
+  with pytest.raises(ValueError, match="measured on different queries"):
+    tables.print_table([every, found])
+  with pytest.raises(ValueError, match="measured on different queries"):
+    workflow.report(folder, [every, found], [])
 
 
 def test_popularity_is_measured_anew_for_new_data(trained, count):
@@ -250,9 +276,14 @@ def test_a_run_that_failed_at_once_does_not_keep_its_name(
     (("pipeline", "batch_size", 12), r"batch_size=12 .* the 8 devices"),
     (("training", "microbatches", 3), r"batch_size=8 .* training.microbatch"),
     (("mesh", "fsdp", 3), r"mesh .* does not fit 8 device"),
+    (("evaluation", "select", "loss"), r"a loss is best when low"),
+    (("evaluation", "select", "ndcg@20"), r"none of the cutoffs \(5, 10\)"),
+    (("evaluation", "cutoffs", (31,)), r"more than the 30 items"),
   ],
 )
-def test_sizes_that_do_not_divide_are_named(trained, tmp_path, change, match):
+def test_what_could_not_train_or_be_judged_is_named_at_once(
+  trained, tmp_path, change, match
+):
   _, system = trained
   config = copy.deepcopy(system.config)
   section, name, value = change

@@ -281,7 +281,7 @@ def test_a_start_of_another_model_is_refused(trained):
     checks.check(other, folder)
 
 
-def test_rewards_are_summed_and_suppressed_by_config(trained):
+def test_rewards_are_summed_and_suppressed_by_config(trained, monkeypatch):
   _, folder, _ = trained
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   config, system = aligned(trained, "rewarded")
@@ -307,9 +307,14 @@ def test_rewards_are_summed_and_suppressed_by_config(trained):
   got = np.asarray(limited.func(*limited.args, histories, items))
   np.testing.assert_allclose(got, np.where(red, 0.25, 1) * want, rtol=1e-5)
 
-  config.alignment.suppressed = "category=purple"
-  with pytest.raises(ValueError, match="names no items"):
-    workflow_align.make_reward(system, folder, mesh)
+  # Numbers are in buckets of powers of two, not named by their values.
+  specs = system.prepared.manifest["bucketing"]["item"]
+  monkeypatch.setitem(specs, "price", {"kind": "log2"})
+  for suppressed in ("category=purple", "price=3"):
+    config.alignment.suppressed = suppressed
+    told = r"names no items: .* one of \['category'\]"
+    with pytest.raises(ValueError, match=told):
+      workflow_align.make_reward(system, folder, mesh)
   config.alignment.suppressed = ""
   config.alignment.rewards = (
     "tests.alignment.judges:low_ids=1",

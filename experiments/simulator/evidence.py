@@ -17,7 +17,8 @@ stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
 legality   600 steps on free beams without a gate, the objective weighing a
            hundred times the next-token loss, at five times the rate (at ten a
            few steps do it all): ECPO and GRPO without the format reward, ECPO
-           with it on K = 5 and 20 random beams and on the 5 most probable
+           with it on K = 5 and 20 random beams, on 20 at 1.5 times its weight,
+           and on the 5 most probable
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
 """
 
@@ -152,6 +153,10 @@ def _legality() -> Runs:
     "grpo": ("free", {"alignment.objective": "grpo"}),
     "format": ("format", {}),
     "format_20": ("format", {"alignment.format_samples": 20}),
+    "format_strong": (
+      "format",
+      {"alignment.format_samples": 20, "alignment.format_weight": 1.5},
+    ),
     "probable": ("probable", {}),
   }
   return {

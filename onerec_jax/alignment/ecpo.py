@@ -64,8 +64,10 @@ def grpo(
     advantage: A.
     epsilon: ε.
   """
-  old = jax.lax.stop_gradient(old)
-  return _clipped(jnp.exp(log_probability - old), advantage, epsilon)
+  log_ratio = log_probability - jax.lax.stop_gradient(old)
+  # What is dropped by an advantage of 0 may have any ratio: ∞ · 0 is NaN.
+  ratio = jnp.exp(jnp.where(advantage == 0, 0.0, log_ratio))
+  return _clipped(ratio, advantage, epsilon)
 
 
 def ecpo(

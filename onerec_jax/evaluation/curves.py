@@ -2,8 +2,9 @@
 
 import dataclasses
 import io
+import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +24,9 @@ class Curve:
 
   Attributes:
     model: the seeds' runs joined by +.
-    figure: name in metrics.jsonl.
+    figure: name in metrics.jsonl, or `validation/<name>`.
     steps: [N] that all seeds logged.
-    values: [seeds, N].
+    values: [seeds, N]; NaN where what was logged is not finite.
   """
 
   model: str
@@ -40,7 +41,8 @@ def read(workdir: files.PathLike, model: str, name: str) -> Curve | None:
   Args:
     workdir: the work directory.
     model: a run, or seeds joined by +.
-    name: of the figure, as in metrics.jsonl.
+    name: of the figure, as in metrics.jsonl; of training where that and
+      validation log it (`loss`), unless it begins with `validation/`.
 
   Raises:
     FileNotFoundError: a run has logged nothing.
@@ -51,22 +53,38 @@ def read(workdir: files.PathLike, model: str, name: str) -> Curve | None:
     records = metrics_writer.read(path)
     if not records:
       raise FileNotFoundError(f"{path}: no such file, or nothing in it yet")
-    found.append({r["step"]: r[name] for r in records if name in r})
+    found.append(_logged(records, name))
   steps = sorted(set.intersection(*map(set, found)))
   if not steps:
     return None
-  values = np.asarray([[of[step] for step in steps] for of in found])
+  values = np.asarray([[of[step] for step in steps] for of in found], float)
   return Curve(model, name, np.asarray(steps), values)
 
 
+def _logged(
+  records: Sequence[Mapping[str, Any]], name: str
+) -> dict[int, float | None]:
+  """Step → value; None where it was not finite."""
+  plain = name.removeprefix("validation/")
+  kinds = ("train", "validation") if plain == name else ("validation",)
+  of_kinds = [
+    {r["step"]: r[plain] for r in records if r["kind"] == kind and plain in r}
+    for kind in kinds
+  ]
+  return next(filter(None, of_kinds), {})
+
+
 def as_json(curves: Sequence[Curve]) -> list[dict[str, Any]]:
-  """The curves' numbers; `values` has one row for each seed."""
+  """The curves' numbers; `values` has one row for each seed, None for NaN."""
   return [
     {
       "model": curve.model,
       "figure": curve.figure,
       "steps": curve.steps.tolist(),
-      "values": curve.values.tolist(),
+      "values": [
+        [value if math.isfinite(value) else None for value in row]
+        for row in curve.values.tolist()
+      ],
     }
     for curve in curves
   ]

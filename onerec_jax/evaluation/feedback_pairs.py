@@ -26,6 +26,7 @@ from onerec_jax.data import shards
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import bootstrap
 from onerec_jax.inference import assemble
+from onerec_jax.models import generator
 
 _TRUE = 2
 """The bucket of a flag that is set (data/features.py)."""
@@ -157,11 +158,13 @@ def scores(
   Raises:
     ValueError: the model generates no semantic IDs.
   """
-  if system.index is None:
+  if not isinstance(system.model, generator.Generator):
     raise ValueError(
       f"run {system.config.name!r} scores items and is no generator; only "
       "generators have a probability of an item"
     )
+  if getattr(system.model, "session_items", 1) > 1:
+    targets = 1  # side by side they would be the beginnings of sessions
   tables = jax.device_put(
     (system.catalogue, system.index), partitioning.replicated(mesh)
   )

@@ -65,6 +65,8 @@ def write_report(
     e.name: metrics_writer.read(workdir / "models" / e.name / "metrics.jsonl")
     for e in evaluations
   }
+  for other in evaluations[1:]:
+    result.same_queries(evaluations[0], other)
   largest = tables.cutoffs(evaluations)[-1]
   environment = jinja2.Environment(
     autoescape=True,

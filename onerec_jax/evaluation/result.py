@@ -171,7 +171,7 @@ def compare_all(
   seed: int = 0,
 ) -> list[dict[str, Any]]:
   """`compare` for several metrics with the same draws, one dict a metric."""
-  order_a, order_b = _pair(a, b)
+  order_a, order_b = same_queries(a, b)
   user = a.user[order_a]
   values_a = _columns(a, metrics)[order_a]
   values_b = _columns(b, metrics)[order_b]
@@ -211,8 +211,12 @@ def _columns(evaluation: Evaluation, metrics: Sequence[str]) -> np.ndarray:
   return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _pair(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
-  """Orders in which both have the same (user, target) at each place."""
+def same_queries(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
+  """Orders in which both have the same (user, target) at each place.
+
+  Raises:
+    ValueError: the queries differ.
+  """
   orders = [np.lexsort((e.target, e.user)) for e in (a, b)]
   keys = [
     np.stack([e.user[order], e.target[order]], axis=1)
@@ -226,7 +230,7 @@ def _pair(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
     f"{a.name} ({a.split}, {len(a.user)} queries) and {b.name} ({b.split}, "
     f"{len(b.user)} queries) were measured on different queries"
     + (f", such as (user, target) {only}" if only else "")
-    + "; evaluate both on the same prepared data and split"
+    + "; evaluate both on the same prepared data, split and pipeline.imitate"
   )
 
 

@@ -88,6 +88,11 @@ def _check(system: assemble.System) -> None:
       "a reward model learns from what came of each shown item: set "
       "--config.pipeline.labels=True"
     )
+  if config.imitate != "all":
+    raise ValueError(
+      f"pipeline.imitate={config.imitate!r}: a reward model learns from what "
+      "was disliked, too; set --config.pipeline.imitate=all"
+    )
   if not hasattr(system.model, "session_size"):
     return
   if config.targets != "exposed" or config.session_items % m:

@@ -159,8 +159,14 @@ def verdict(row: Mapping[str, Any]) -> str:
 def result_table(
   evaluations: Sequence[result.Evaluation],
 ) -> rich.table.Table:
-  """Models by metrics, unfiltered | filtered; the best of a column in bold."""
+  """Models by metrics, unfiltered | filtered; the best of a column in bold.
+
+  Raises:
+    ValueError: they were not asked the same, so that nothing compares.
+  """
   found = cutoffs(evaluations)
+  for other in evaluations[1:]:
+    result.same_queries(evaluations[0], other)
   metrics = headline(found)
   keys = [
     *metrics,

@@ -96,7 +96,8 @@ def as_table(
   """
   history = request.history
   if history is None:
-    history = recommender.history(request.user)
+    stored = recommender.has_user(request.user)
+    history = recommender.history(request.user) if stored else ()
   known = [item for item in history if recommender.knows(item)]
   latest = recommender.titles(known[-shown:])
   who = "a newcomer" if request.user is None else f"user {request.user}"

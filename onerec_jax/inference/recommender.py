@@ -187,20 +187,25 @@ class Recommender:
     """Whether the catalogue has an item."""
     return str(item) in self._prepared.item_index
 
+  def has_user(self, user: RawId) -> bool:
+    """Whether the data hold a user's events."""
+    return str(user) in self._users
+
   def _answer(
     self, rows: list[_Row], k: int, beam_width: int, filter_seen: bool
   ) -> tuple[np.ndarray, np.ndarray]:
     """Dense items and scores of at most a batch of rows."""
     seen = [row.history.items for row in rows]
     width = max(k, beam_width)
-    if self.system.index is None:
+    scores_items = hasattr(self.system.model, "item_scores")
+    if scores_items:
       # Scoring all items makes a longer list free, and then it is full. A
       # power of two, so that few lengths are ever compiled.
       longest = max(map(len, seen)) if filter_seen else 0
       width = 2 ** (k + longest - 1).bit_length()
     found = self._search(rows, width, [row.allowed for row in rows])
     items, scores = retrieval.finish(*found, seen, k, filter_seen)
-    if self.system.index is None or not filter_seen:
+    if scores_items or not filter_seen:
       return items, scores
     short = np.flatnonzero(items[:, -1] == 0)
     if len(short):

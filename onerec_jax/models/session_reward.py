@@ -20,7 +20,6 @@ not give:
 """
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -79,11 +78,15 @@ class SessionReward(reward.RewardModel):
   session_size: int
   session_seconds: float
 
-  value_weights: ClassVar[Mapping[str, float]] = {
-    "swt": 1.0, "vtr": 0.5, "wtr": 0.5, "ltr": 1.0,
-  }  # fmt: skip
-  """INFERRED: the paper says that swt and ltr are the ones watched, and not how
-  four heads become one reward."""
+  @property
+  def value_weights(self) -> Mapping[str, float]:
+    """Of the heads there are.
+
+    INFERRED: the paper says that swt and ltr are the ones watched, and not how
+    four heads become one reward.
+    """
+    weights = {"swt": 1.0, "vtr": 0.5, "wtr": 0.5, "ltr": 1.0}
+    return {name: weights[name] for name in self.objectives}
 
   def setup(self):
     super().setup()

@@ -62,6 +62,20 @@ def test_advantages_are_those_of_the_legal_alone():
     np.testing.assert_allclose(got[row], want, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", objectives.GROUPS)
+def test_what_is_dropped_may_have_any_ratio(name):
+  """exp(200) is ∞ in float32, and ∞ · 0 is no number."""
+  new, old = jnp.asarray([200.0, -1.0]), jnp.asarray([0.0, -1.0])
+  advantage = jnp.asarray([0.0, 1.0])
+  value, slope = jax.value_and_grad(
+    lambda x: jnp.sum(
+      objectives.GROUPS[name](x, old, advantage, AlignmentConfig())
+    )
+  )(new)
+  assert value == -1.0
+  np.testing.assert_array_equal(slope, [0.0, -1.0])
+
+
 def test_grpo_and_ecpo_differ_where_a_negative_has_become_likely():
   rng = np.random.default_rng(2)
   advantages = rng.normal(size=(B, R)).astype(np.float32)

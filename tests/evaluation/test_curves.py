@@ -47,6 +47,26 @@ def test_a_figure_that_a_seed_lacks_is_none(workdir):
   assert curves.read(workdir, "a", "ndcg").values.tolist() == [[0.5]]
 
 
+def test_the_loss_of_training_is_not_that_of_validation(tmp_path):
+  """What is not finite was logged as null: a gap, in the record too."""
+  lines = [
+    {"step": 10, "kind": "train", "loss": 2.0, "grad_norm": None},
+    {"step": 20, "kind": "train", "loss": 1.0, "grad_norm": 3.0},
+    {"step": 20, "kind": "validation", "loss": 5.0},
+  ]
+  path = tmp_path / "models" / "b" / "metrics.jsonl"
+  path.parent.mkdir(parents=True)
+  path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+  read = lambda name: curves.read(tmp_path, "b", name)
+  assert read("loss").values.tolist() == [[2.0, 1.0]]
+  assert read("validation/loss").values.tolist() == [[5.0]]
+  assert read("validation/grad_norm") is None
+  exploded = read("grad_norm")
+  np.testing.assert_array_equal(exploded.values, [[np.nan, 3.0]])
+  assert curves.as_json([exploded])[0]["values"] == [[None, 3.0]]
+  assert curves.draw([exploded], ["grad_norm"]).startswith(b"\x89PNG")
+
+
 def test_a_run_without_metrics_is_named(workdir):
   with pytest.raises(FileNotFoundError, match="nobody"):
     curves.read(workdir, "a+nobody", "reward")

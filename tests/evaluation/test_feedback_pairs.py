@@ -1,15 +1,18 @@
 """Liked against disliked: by search over all items, and by loops over pairs."""
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
-from onerec_jax import partitioning, workflow
+from onerec_jax import model_configs, partitioning, workflow
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.data import splits
 from onerec_jax.evaluation import feedback_pairs
-from onerec_jax.inference import retrieval
+from onerec_jax.inference import assemble, retrieval
 from tests import tiny
 
 ITEMS = 40
@@ -76,6 +79,30 @@ def test_scores_are_those_of_a_search_over_all_items(system, judged, mesh):
     of_item = dict(zip(np.asarray(items[0]).tolist(), np.asarray(every[0])))
     expected = [of_item[item] for item in user.record.items[user.events]]
     np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_of_sessions_the_first_item_is_judged(system, judged, mesh):
+  """Given what came before it, and none of the other judged events."""
+  config = copy.deepcopy(system.config)
+  config.model = model_configs.SessionDecoderConfig(
+    session_items=2, d_model=16, num_heads=2, d_ff=16, encoder_layers=1,
+    decoder_layers=1, sid_embed_dim=4, feature_embed_dim=4,
+    moe=model_configs.MoEConfig(),
+  )  # fmt: skip
+  session = assemble.assemble(config, system.prepared, system.semantic_ids)
+  params = _params(session)
+  whole = feedback_pairs.scores(session, params, judged[:3], mesh)
+  one = [dataclasses.replace(u, events=u.events[1:2]) for u in judged[:3]]
+  alone = feedback_pairs.scores(session, params, one, mesh)
+  for several, single in zip(whole, alone):
+    np.testing.assert_allclose(several[1:2], single, rtol=1e-4)
+
+
+def test_models_that_generate_nothing_are_refused(system, judged, mesh):
+  for model in (tiny.two_tower(), tiny.p_score()):
+    other = dataclasses.replace(system, model=model)
+    with pytest.raises(ValueError, match="'opinions' scores items"):
+      feedback_pairs.scores(other, {}, judged, mesh)
 
 
 def test_who_is_judged(system, judged):

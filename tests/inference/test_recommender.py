@@ -311,6 +311,10 @@ def test_a_table_of_users(recommenders, tmp_path):
   text = console.export_text()
   assert "For user x, after: Thing 4" in text
   assert all(title in text for title in titles[3:])
+  nobody = recommendation_tables.as_table(
+    recommender, Request(user="nobody"), items[1], scores[1]
+  )
+  assert nobody.title == "For user nobody, after: nothing yet"
   pq.write_table(pa.table({"user": ["u-1"]}), source)
   with pytest.raises(ValueError, match="no `user_id`"):
     recommendation_tables.read_requests(source)

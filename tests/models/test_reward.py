@@ -165,6 +165,18 @@ def test_every_item_is_scored_as_if_given_alone(model, one):
   np.testing.assert_allclose(found[:, 0, 1:], expected, atol=1e-5)
 
 
+def test_fewer_objectives_are_worth_what_they_are(one):
+  """Data without follows: the reward of the heads there are."""
+  rows, _ = one
+  model = tiny.session_reward(objectives=("swt", "ltr"), session_size=M)
+  candidates = some_candidates(model, len(rows.targets), 4)
+  heads = scores(model, rows, candidates)
+  given = {name: jnp.asarray(x) for name, x in heads.items()}
+  found = reward.value(given, model.value_weights)
+  expected = sum(1 / (1 + np.exp(-heads[name])) for name in ("swt", "ltr"))
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 def test_contexts_that_are_not_the_candidates_are_refused(model, batch):
   with pytest.raises(ValueError, match="5 targets a row and 2 candidates"):
     scores(model, batch, np.ones((2, 2), np.int32))
