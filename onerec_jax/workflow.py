@@ -19,7 +19,6 @@ from onerec_jax import files, partitioning, runs, semantic_ids
 from onerec_jax.data import pipeline, prepare, shards, splits
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import held_out, protocol, sessions, tables
-from onerec_jax.evaluation import report as report_page
 from onerec_jax.evaluation import rewards as reward_figures
 from onerec_jax.evaluation.result import Evaluation, location
 from onerec_jax.inference import assemble, retrieval
@@ -371,6 +370,10 @@ def report(
   shown: Sequence[tables.Example],
 ) -> pathlib.Path:
   """Writes <workdir>/report.html; returns its path."""
+  # Here, for it brings matplotlib: a fifth of the time every program takes to
+  # start.
+  from onerec_jax.evaluation import report as report_page
+
   semantic = None
   for evaluation in evaluations:
     path = assemble.run_directory(workdir, evaluation.name) / "config.json"

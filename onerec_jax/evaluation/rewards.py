@@ -29,7 +29,6 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
-from scipy import stats
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
@@ -246,13 +245,15 @@ def auc(
 ) -> float:
   """Share of the pairs of a positive and another in the right order.
 
-  Ties count half; NaN where all are alike.
+  Ties count half; NaN where all are alike or a score is NaN.
   """
   number = int(positive.sum())
   pairs = number * (len(positive) - number)
-  if not pairs:
+  if not pairs or np.isnan(scores).any():
     return float("nan")
-  ranks = stats.rankdata(scores)
+  _, place, count = np.unique(scores, return_inverse=True, return_counts=True)
+  # Of what is alike the mean rank, so that a tie counts half.
+  ranks = (np.cumsum(count) - (count - 1) / 2)[place]
   return float((ranks[positive].sum() - number * (number + 1) / 2) / pairs)
 
 

@@ -19,6 +19,7 @@ from onerec_jax.inference import assemble
 from onerec_jax.training import loop, metrics_writer, task
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 class _KilledError(Exception):
