@@ -8,7 +8,6 @@ directory, and makes a run of its own. Run it again after an interruption: it
 resumes. docs/alignment.md tells what it logs and when it stops.
 """
 
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -33,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

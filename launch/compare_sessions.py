@@ -11,7 +11,6 @@ Several names are the seeds of one model.
 import rich
 import rich.box
 import rich.table
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -54,4 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -16,7 +16,6 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"
 
 import rich  # noqa: E402
-from absl import app  # noqa: E402
 from absl import flags as absl_flags  # noqa: E402
 
 from launch import flags  # noqa: E402
@@ -56,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -10,7 +10,6 @@ pipeline.pathways.lifelong above 0 does this step by itself.
 
 import rich.console
 import rich.table
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -50,4 +49,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -1,19 +1,27 @@
 """Flags that several programs share, and what they do before starting."""
 
+import contextlib
+import dataclasses
+import difflib
 import functools
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from onerec_jax import alignment_config, model_configs
 from onerec_jax import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 OWN_DATA = str(_ROOT / "experiments" / "tables" / "lazy_decoder.py")
+
+_INTERRUPTED = 130
+"""What a shell says of a program that Ctrl-C ended."""
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "Work directory; default: runs/<data set> (made if absent)."
@@ -36,19 +44,64 @@ def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
       if logging.get_verbosity() > 0:
         raise
       sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+      print("interrupted; the same command goes on", file=sys.stderr)
+      sys.exit(_INTERRUPTED)
 
   return checked
 
 
+def run(main: Callable[[list[str]], None]) -> None:
+  """`app.run`; a config field that is not there is one line, too."""
+  app.run(main, flags_parser=_parse)
+
+
+def _parse(argv: list[str]) -> list[str]:
+  with _unknown_fields_named():
+    return app.parse_flags_with_usage(argv)
+
+
+@contextlib.contextmanager
+def _unknown_fields_named() -> Iterator[None]:
+  """Makes what ml_collections raises for --config.<field> one line."""
+  try:
+    yield
+  except (KeyError, AttributeError) as error:
+    text = str(error.args[0])
+    found = re.search(r"Field (\w+) not found|\.(\w+) does not exist", text)
+    if found is None:
+      raise
+    name = found[1] or found[2]
+    near = difflib.get_close_matches(name, _config_fields(), 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    sys.exit(
+      f"error: the config has no field {name!r}; {hint}"
+      "onerec_jax/config.py and model_configs.py have them all"
+    )
+
+
+def _config_fields() -> set[str]:
+  """Names of all fields of all parts of a config."""
+  return {
+    field.name
+    for module in (config_lib, model_configs, alignment_config)
+    for part in vars(module).values()
+    if dataclasses.is_dataclass(part)
+    for field in dataclasses.fields(part)
+  }
+
+
 def define_config():
   """--config=<experiment file>[:argument], --config.<field>=<value>."""
-  return config_flags.DEFINE_config_file(
-    "config",
-    default=OWN_DATA,
-    help_string="Experiment file, as experiments/beauty/lazy_decoder.py; "
-    "change any field by --config.<path>=<value>, "
-    "as --config.training.num_epochs=3.",
-  )
+  # Fields are looked up in the default file here, in another at parsing.
+  with _unknown_fields_named():
+    return config_flags.DEFINE_config_file(
+      "config",
+      default=OWN_DATA,
+      help_string="Experiment file, as experiments/beauty/lazy_decoder.py; "
+      "change any field by --config.<path>=<value>, "
+      "as --config.training.num_epochs=3.",
+    )
 
 
 def define_distributed():

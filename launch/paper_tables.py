@@ -12,7 +12,6 @@ import dataclasses
 import rich
 import rich.box
 import rich.table
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -55,4 +54,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

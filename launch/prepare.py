@@ -9,8 +9,8 @@ Fields of --config.prepare stand in onerec_jax/config.py (PrepareConfig). A
 second run with unchanged files and fields does nothing.
 """
 
+import rich.markup
 import rich.table
-from absl import app
 from absl import flags as absl_flags
 from rich import console as rich_console
 
@@ -36,9 +36,9 @@ def main() -> None:
   if manifest["short_users"]:
     table.add_row("users too short to test", f"{manifest['short_users']:,}")
   for note in manifest["notes"]:
-    table.add_row("note", note)
+    table.add_row("note", rich.markup.escape(note))
   rich_console.Console().print(table)
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

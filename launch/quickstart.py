@@ -7,7 +7,6 @@ is done already is skipped.
 
 import time
 
-from absl import app
 from absl import flags as absl_flags
 from rich.console import Console
 
@@ -56,4 +55,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -5,8 +5,8 @@ r"""Recommends with a trained run.
   python -m launch.recommend --workdir=... --users_file=users.parquet \
     --output=recommendations.parquet
 
-The file has user_id and perhaps history (lists of item ids); the output has
-user_id, rank, item_id, score, title.
+The file, Parquet or CSV, has user_id and in Parquet perhaps history (lists of
+item ids); the output, either too, has user_id, rank, item_id, score, title.
 """
 
 import rich
@@ -22,8 +22,10 @@ _USER = absl_flags.DEFINE_string("user", None, "Raw user id.")
 _HISTORY = absl_flags.DEFINE_list(
   "history", None, "Raw item ids, oldest first; default: the user's events."
 )
-_USERS_FILE = absl_flags.DEFINE_string("users_file", "", "Parquet of users.")
-_OUTPUT = absl_flags.DEFINE_string("output", "", "Parquet to write.")
+_USERS_FILE = absl_flags.DEFINE_string(
+  "users_file", "", "Parquet or CSV of users."
+)
+_OUTPUT = absl_flags.DEFINE_string("output", "", ".parquet or .csv to write.")
 _K = absl_flags.DEFINE_integer("k", 10, "Items a user.", short_name="k")
 _BEAM_WIDTH = absl_flags.DEFINE_integer("beam_width", None, "Default: as run.")
 _FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
@@ -44,6 +46,7 @@ def main() -> None:
   flags.start()
   requests = [Request(_HISTORY.value, _USER.value)]
   if not one:
+    tables.check_output(_OUTPUT.value)
     users, requests = tables.read_requests(_USERS_FILE.value)
   recommender = Recommender.load(flags.workdir(), _MODEL.value)
   items, scores = recommender.recommend(
@@ -57,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -3,7 +3,6 @@
 python -m launch.report --workdir=runs/movielens_100k --users=5
 """
 
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -25,4 +24,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -12,7 +12,6 @@ Without an action it prints what is done. See docs/sweeps.md.
 
 import sys
 
-from absl import app
 from absl import flags as absl_flags
 
 from launch import cluster, flags
@@ -61,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -10,7 +10,6 @@ new.csv (or .tsv, .parquet) has the columns of the item table.
 import sys
 
 import rich.console
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -53,4 +52,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -7,7 +7,6 @@ A killed run continues where it was when the same command runs again. At the
 end the best model by validation is measured on the test split.
 """
 
-from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
@@ -30,4 +29,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

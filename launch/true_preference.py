@@ -43,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  app.run(main)
+  flags.run(main)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from onerec_jax import checkpoint, files, model_configs, partitioning
 from onerec_jax import config as config_lib
-from onerec_jax.data import prepare
+from onerec_jax.data import reuse
 from onerec_jax.inference import assemble
 from onerec_jax.training import loop, metrics_writer
 
@@ -74,7 +74,7 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
   config["prepare"] = {
     name: value
     for name, value in config["prepare"].items()
-    if name not in prepare.PLACES
+    if name not in reuse.PLACES
   }
   del config["mesh"]
   return record | {"config": config}

@@ -1,8 +1,13 @@
-"""One Arrow column → its declared type, and which rows cannot be converted."""
+"""One Arrow column → its declared type, and which rows cannot be converted.
+
+Also which columns seem to be known ones under a misspelt name.
+"""
 
 import dataclasses
 import datetime
+import difflib
 import math
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -35,6 +40,16 @@ ARROW = {
   "vector": pa.list_(pa.float32()),
 }
 _TIME = Column("int", required=True, low=0)
+
+
+def misspelt(
+  names: Collection[str], known: Collection[str]
+) -> Iterator[tuple[str, str]]:
+  """Names that are nearly, but not quite, known ones that are not there."""
+  for name in names:
+    near = difflib.get_close_matches(name.lower(), known, 1, cutoff=0.85)
+    if name not in known and near and near[0] not in names:
+      yield name, near[0]
 
 
 def acceptable(kind: str, given: pa.DataType, name: str) -> bool:
@@ -89,6 +104,7 @@ def _as_string(array: pa.Array) -> pa.Array:
 
 
 _WORDS = {"true": 1.0, "false": 0.0}
+_NO_FLAG = "not a flag (0, 1, true, false)"
 
 
 def _parse(text: str | None) -> float | None:
@@ -121,7 +137,8 @@ def _as_number(
       exact = pa.int64() if column.kind == "int" else pa.float64()
       array = array.cast(exact)
     except pa.ArrowInvalid:
-      array, problems = _loop(array, _parse, pa.float64(), "not a number")
+      problem = _NO_FLAG if column.kind == "flag" else "not a number"
+      array, problems = _loop(array, _parse, pa.float64(), problem)
   if pa.types.is_floating(array.type):
     array = array.cast(pa.float64())
     # NaN is how data frames write "absent"; a required column refuses both.
@@ -132,7 +149,7 @@ def _as_number(
   if column.kind == "flag":
     numbers = array.cast(pa.float64())
     two = pc.is_in(numbers, value_set=pa.array([0.0, 1.0, None]))
-    _note(problems, pc.invert(two), "not a flag (0, 1, true, false)")
+    _note(problems, pc.invert(two), _NO_FLAG)
     return _without(pc.equal(numbers, 1.0), problems), problems
   if math.isfinite(column.low):
     _note(problems, pc.less(array, column.low), f"below {column.low:g}")

@@ -1,6 +1,7 @@
 """What the manifest of prepared data says of how it was made.
 
 format_version fingerprint dataset split inputs notes
+prepare              the settings of config.prepare, but for places of files
 num_users num_items num_events
 split_events         events of train, validation and test
 split_boundaries_ms  null unless split by time

@@ -23,6 +23,7 @@ FEEDBACK = (
 """Flags that say more than a click."""
 
 GOOD_RATING = 4
+_EVERY = "1 = 1"
 
 
 def positive(condition: str, columns: Collection[str]) -> str:
@@ -43,7 +44,30 @@ def positive(condition: str, columns: Collection[str]) -> str:
     parts.append(f"rating >= {GOOD_RATING}")
   if not parts and "click" in columns:
     parts.append(queries.quote("click"))
-  return " OR ".join(parts) or "1 = 1"
+  return " OR ".join(parts) or _EVERY
+
+
+def note(given: str, condition: str, marked: int, events: int) -> str:
+  """What to say where the default of prepare.positive tells nothing apart.
+
+  Args:
+    given: prepare.positive.
+    condition: what `positive` made of it.
+    marked: events that meet it.
+    events: all events.
+
+  Returns:
+    A sentence, or nothing where some events meet it and others do not, where
+    the condition was given, or where the data have no feedback.
+  """
+  if given.strip() or condition == _EVERY or 0 < marked < events:
+    return ""
+  return (
+    f"the default of prepare.positive, {condition}, marks "
+    f"{'all' if marked else 'none'} of the {events:,} events as positive "
+    "feedback; if your scale is another, set it, as "
+    "--config.prepare.positive='rating >= 1'"
+  )
 
 
 def positive_events(

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from onerec_jax import config as config_lib
 from onerec_jax import files
 from onerec_jax.config import PrepareConfig
 from onerec_jax.data import (
@@ -30,6 +29,7 @@ from onerec_jax.data import (
   marks,
   queries,
   records,
+  reuse,
   schema,
   shards,
   splits,
@@ -41,9 +41,6 @@ PREPARED = "prepared"
 _NUMBERS = ("rating", "play_time_ms")
 _MEASURED = ("play_time_ms", "log_probability")
 """Columns that are signals of a record as they are."""
-PLACES = ("data_dir", "events", "items", "users", "engine")
-"""Where files lie is no part of what they say: their content is hashed. Nor is
-what runs the SQL: the shards come out the same."""
 
 
 def prepare(
@@ -65,17 +62,21 @@ def prepare(
   Raises:
     FileNotFoundError: the raw data is nowhere.
     ValueError: a bad row, column, condition or split, nothing left to train
-      on, or prepared data there that is broken or of a newer format.
+      on, or prepared data there that is broken, of a newer format, of another
+      data set, or not what is asked for without naming events.
   """
   directory = pathlib.Path(workdir) / PREPARED
   console = rich_console.Console(stderr=True)
+  reuse.check_files(config)
   if config.dataset == "tables" and not config.events:
-    return _reuse(directory)
+    return reuse.as_it_is(config, directory)
+  if directory.exists():
+    reuse.check_dataset(config, directory)
   tables = datasets.load(config)
   ordinal = bool(tables.source.get("ordinal_time", False))
   splits.check(config.split, ordinal, config.request_gap_ms)
-  print_ = _fingerprint(config, tables)
-  if directory.exists() and _is_current(directory, print_, console):
+  print_ = reuse.fingerprint(config, tables)
+  if directory.exists() and reuse.is_current(directory, print_, console):
     return directory
   pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
   with tempfile.TemporaryDirectory(prefix=".prepare-", dir=workdir) as name:
@@ -84,52 +85,10 @@ def prepare(
       manifest = _Preparation(config, tables, temporary, progress).run(
         memory_limit
       )
-    manifest |= {"fingerprint": print_}
+    manifest |= {"prepare": reuse.settings(config), "fingerprint": print_}
     files.write_json(temporary / "out" / shards.MANIFEST, manifest)
     _swap(temporary, directory)
   return directory
-
-
-def _reuse(directory: pathlib.Path) -> pathlib.Path:
-  """What is prepared already, whatever it came from."""
-  try:
-    shards.read_manifest(directory)
-  except FileNotFoundError as error:
-    raise ValueError(
-      f"nothing is prepared in {directory}, and data set 'tables' was given no "
-      "events; name them with --config.prepare.events=FILE.csv (or .parquet)"
-    ) from error
-  return directory
-
-
-def _fingerprint(config: PrepareConfig, tables: schema.Tables) -> str:
-  values = config_lib.to_dict(config)
-  for place in PLACES:
-    del values[place]
-  return files.fingerprint(
-    shards.FORMAT_VERSION, values, schema.checksums(tables)
-  )
-
-
-def _is_current(
-  directory: pathlib.Path, print_: str, console: rich_console.Console
-) -> bool:
-  manifest = shards.read_manifest(directory)
-  if manifest["fingerprint"] != print_:
-    console.print(
-      f"{directory}: inputs or config changed, preparing again", soft_wrap=True
-    )
-    return False
-  try:
-    shards.verify(directory, manifest)
-  except ValueError as error:
-    console.print(f"{error} (doing so)", markup=False, soft_wrap=True)
-    return False
-  # A path breaks lines anywhere, and who greps the log finds half of it.
-  console.print(
-    f"{directory}: unchanged, skipped (fingerprint {print_})", soft_wrap=True
-  )
-  return True
 
 
 def _swap(temporary: pathlib.Path, directory: pathlib.Path) -> None:
@@ -184,6 +143,14 @@ class _Preparation:
       self._check_times()
       boundaries = self._order()
       counts = manifest_lib.counts(engine, self.skipped)
+      self._warn(
+        marks.note(
+          self.config.positive,
+          self.positive,
+          counts["marked_events"]["positive"],
+          sum(counts["split_events"].values()),
+        )
+      )
       items, item_specs = entities.item_table(*self._items())
       users, user_specs, codes = entities.user_table(*self._users())
       self.event_specs = self._fit_events()
@@ -262,14 +229,18 @@ class _Preparation:
     return np.append(np.nan, known.to_numpy(zero_copy_only=False))
 
   def _check_times(self) -> None:
-    """Warns where seconds were given as milliseconds, as it seems."""
+    """Warns where milliseconds are another unit, as it seems."""
     if self.milliseconds:
       (times,) = self.engine.rows(
         "SELECT min(timestamp_ms) AS low, max(timestamp_ms) AS high FROM events"
       ).to_pylist()
-      if note := schema.seconds_note(**times):
-        self.notes.append(note)
-        self.progress.console.print(f"warning: {note}", markup=False)
+      self._warn(schema.unit_note(**times))
+
+  def _warn(self, note: str) -> None:
+    """Says it now and in the manifest; nothing if empty."""
+    if note:
+      self.notes.append(note)
+      self.progress.console.print(f"warning: {note}", markup=False)
 
   def _order(self) -> dict[str, int] | None:
     """Filters, orders and splits events; gives the boundaries of a split."""

@@ -10,7 +10,6 @@ apart. Units: milliseconds, degrees, the source's own currency.
 
 import collections
 import dataclasses
-import difflib
 import hashlib
 from collections.abc import Iterator
 from typing import Any
@@ -40,9 +39,20 @@ STAGE_PREFIX = "stage_"
 
 _ROWS = 1 << 18
 
-# As seconds 1973 to 5138, as milliseconds the first years of the epoch.
-_SECONDS = (10**8, 10**11)
+# Lowest, highest, what to say. In their own units all are from 1973 on.
+_LATE = "after the year 5000, so these look like"
+_OTHER_UNITS = (
+  (
+    *(10**8, 10**11),
+    "1970 to 1973, so these look like seconds; if they are, name the column "
+    "timestamp instead, which takes seconds",
+  ),
+  (10**17, 2**63, f"{_LATE} nanoseconds; if they are, divide by 1,000,000"),
+  (10**14, 2**63, f"{_LATE} microseconds; if they are, divide by 1,000"),
+)
 
+TIMES = ("timestamp", "timestamp_ms")
+"""The names that times of events may have."""
 
 EVENTS = {
   "user_id": Column("id", required=True),
@@ -138,12 +148,14 @@ def validate(
     del columns["timestamp_ms"]
   check = _Check("events", columns, source, on_bad_row, skipped)
   check.known_items = items["item_id"] if items is not None else None
+  # Or a time that is misspelt would give way to the order of rows.
+  check.times = TIMES if ordinal else ()
   events = check.reader(tables.events, ordinal)
   return Tables(events, items, users, source), skipped
 
 
-def seconds_note(low: int | None, high: int | None) -> str:
-  """What to say of event times, in milliseconds, that look like seconds.
+def unit_note(low: int | None, high: int | None) -> str:
+  """What to say of event times that look like no milliseconds.
 
   Args:
     low: the earliest; None: there are no events.
@@ -152,13 +164,13 @@ def seconds_note(low: int | None, high: int | None) -> str:
   Returns:
     A sentence, or nothing where the times may well be milliseconds.
   """
-  if low is None or high is None or low < _SECONDS[0] or high > _SECONDS[1]:
+  if low is None or high is None:
     return ""
-  return (
-    f"every timestamp_ms lies from {low} to {high}: as milliseconds that is "
-    "1970 to 1973, so these look like seconds; if they are, name the column "
-    "timestamp instead, which takes seconds"
-  )
+  for least, most, told in _OTHER_UNITS:
+    if least <= low and high <= most:
+      times = f"every timestamp_ms lies from {low} to {high}"
+      return f"{times}: as milliseconds that is {told}"
+  return ""
 
 
 def checksums(tables: Tables) -> dict[str, str]:
@@ -189,6 +201,8 @@ class _Check:
   """Checks one table, batch after batch."""
 
   known_items: pa.ChunkedArray | None = None
+  times: tuple[str, ...] = ()
+  """Names that may not be misspelt either, though no such column is read."""
 
   def __init__(
     self,
@@ -215,8 +229,10 @@ class _Check:
   ) -> pa.RecordBatchReader:
     """The good rows as a stream, with their source row."""
     numbered = ("timestamp_ms", "source_row") if ordinal else ("source_row",)
+    good = self._reader(table, numbered)
+    # Last: of a time in capitals the check before says more.
     self._check_sql_names(table.schema.names, numbered)
-    return self._reader(table, numbered)
+    return good
 
   def _reader(
     self, table: pa.Table | pa.RecordBatchReader, numbered: tuple[str, ...]
@@ -269,18 +285,22 @@ class _Check:
       if column.required and name not in names:
         raise TableError(
           f"{self.file}: the {self.name} table needs a column {name!r}; it has "
-          f"{names}. Rename the column that holds it."
+          f"{schema.names}. Rename the column that holds it."
         )
-    for name in names:
-      near = difflib.get_close_matches(
-        name.lower(), self.columns, 1, cutoff=0.85
-      )
-      if name not in self.columns and near and near[0] not in names:
-        raise TableError(
-          f"{self.file}: unknown column {name!r}; rename it to {near[0]!r} if "
-          "it is that, or to something less alike"
-        )
+    self._check_spelling(names)
     return names
+
+  def _check_spelling(self, names: list[str]) -> None:
+    """Refuses names that are nearly, but not quite, known ones."""
+    known = (*self.columns, *self.times)
+    for name, near in columns_lib.misspelt(names, known):
+      better = repr(near)
+      if near in self.times:
+        better = "'timestamp' (dates or seconds) or 'timestamp_ms'"
+      raise TableError(
+        f"{self.file}: unknown column {name!r}; rename it to {better} if it is "
+        "that, or to something less alike"
+      )
 
   def _column(self, name: str) -> Column | None:
     if self.name == "events" and name.startswith(STAGE_PREFIX):

@@ -1,33 +1,51 @@
 """Requests from a table, recommendations into one, and on the terminal."""
 
+import pathlib
 from collections.abc import Sequence
 
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import rich.box
 import rich.markup
 import rich.table
 
 from onerec_jax import files
+from onerec_jax.data import columns
 from onerec_jax.inference.recommender import Recommender, Request
+
+_WRITERS = {".parquet": pq.write_table, ".csv": pa_csv.write_csv}
+
+
+def check_output(path: files.PathLike) -> None:
+  """Refuses a name that says nothing of how to write.
+
+  Raises:
+    ValueError: it ends neither on .parquet nor on .csv.
+  """
+  if pathlib.Path(path).suffix not in _WRITERS:
+    raise ValueError(f"{path}: want a name that ends on .parquet or .csv")
 
 
 def read_requests(path: files.PathLike) -> tuple[list[str], list[Request]]:
-  """Users and their requests from a Parquet file.
+  """Users and their requests from a Parquet or CSV file.
 
   Args:
-    path: column `user_id`; optionally `history`, lists of raw item ids, null
-      where the stored events are meant.
+    path: column `user_id`; in Parquet optionally `history`, lists of raw item
+      ids, null where the stored events are meant.
 
   Raises:
+    FileNotFoundError: there is no such file.
     ValueError: a column is missing or a user id is null; the row is named.
   """
-  table = pq.read_table(path)
+  table = _read(pathlib.Path(path))
   if "user_id" not in table.schema.names:
     raise ValueError(
       f"{path} has columns {table.schema.names}, but no `user_id`"
     )
-  users = table["user_id"].to_pylist()
+  ids = table["user_id"].combine_chunks()
+  # As events were read: a column of whole floats, too.
+  users = columns.convert(ids, columns.Column("id"), "user_id")[0].to_pylist()
   histories = [None] * len(users)
   if "history" in table.schema.names:
     histories = table["history"].to_pylist()
@@ -37,10 +55,28 @@ def read_requests(path: files.PathLike) -> tuple[list[str], list[Request]]:
         f"{path}, row {row}: user_id {user!r}, history {history!r}; want an id "
         "and a list of item ids or null"
       )
-  return [str(user) for user in users], [
+  return users, [
     Request(history=history, user=user)
     for user, history in zip(users, histories)
   ]
+
+
+def _read(path: pathlib.Path) -> pa.Table:
+  if not path.exists():
+    raise FileNotFoundError(f"{path}: no such file of users")
+  if path.suffix == ".parquet":
+    return pq.read_table(path)
+  if path.suffix != ".csv":
+    raise ValueError(f"{path}: users are read from .parquet or .csv")
+  text = pa_csv.ConvertOptions(
+    column_types={"user_id": pa.string()}, strings_can_be_null=True
+  )
+  table = pa_csv.read_csv(path, convert_options=text)
+  if "history" in table.schema.names:
+    raise ValueError(
+      f"{path}: a CSV file has no lists; give `history` in a Parquet file"
+    )
+  return table
 
 
 def write(
@@ -50,10 +86,10 @@ def write(
   items: Sequence[Sequence[str]],
   scores: Sequence[Sequence[float]],
 ) -> None:
-  """Writes Parquet: user_id, rank (from 1), item_id, score, title.
+  """Writes user_id, rank (from 1), item_id, score, title.
 
   Args:
-    path: replaced in one go.
+    path: .parquet or .csv; replaced in one go.
     recommender: knows the titles.
     users: raw ids.
     items: of each user, best first.
@@ -74,7 +110,7 @@ def write(
     }
   )
   sink = pa.BufferOutputStream()
-  pq.write_table(table, sink)
+  _WRITERS[pathlib.Path(path).suffix](table, sink)
   files.write_bytes(path, sink.getvalue().to_pybytes())
 
 

@@ -139,10 +139,10 @@ class Recommender:
     Raises:
       ValueError: an unknown user, item or option; it is named.
     """
-    if k < 1 or on_unknown not in ("error", "skip"):
-      raise ValueError(
-        f"k={k} must be at least 1, on_unknown={on_unknown!r} error or skip"
-      )
+    if k < 1:
+      raise ValueError(f"k={k} must be at least 1")
+    if on_unknown not in ("error", "skip"):
+      raise ValueError(f"on_unknown={on_unknown!r}: want error or skip")
     if beam_width is None:
       beam_width = self.system.config.evaluation.beam_width
     items, scores = [], []
@@ -357,7 +357,7 @@ class Recommender:
       raise ValueError(
         f"{where}: item {unknown[0]!r} is not in {self._prepared.directory} "
         f"({len(unknown)} of {len(items)} are not); leave it out, or pass "
-        "on_unknown='skip'"
+        "on_unknown='skip' (--on_unknown=skip)"
       )
     if unknown:
       warnings.warn(

@@ -123,11 +123,14 @@ def fit(
   module = qformer.create(config)
   _check(config)
   found = qformer.words(texts, content)
+  given = len(pairs)
   pairs = pairs[(found.terms[:, 0] > 0)[pairs].all(axis=1)]
   if len(pairs) < 2:
     raise ValueError(
       "tokenizer.vectors=aligned needs two pairs of items that behave alike "
-      f"and have text; the training events give {len(pairs)}: set "
+      f"and have text; the positive training events give {given} pairs, "
+      f"{len(pairs)} of them with text: prepare again with a prepare.positive "
+      "that marks more events (manifest.json counts marked_events), or set "
       "tokenizer.vectors=content"
     )
   labels, num_labels = predicted(content)

@@ -106,7 +106,7 @@ def train(
     FloatingPointError: a loss or gradient was not finite and training.on_nan
       is `error`.
     ValueError: with a gate, the start's figure is not finite.
-    SystemExit: with status 75 after SIGTERM, once the state is saved.
+    SystemExit: with status 75 after SIGTERM or Ctrl-C, once the state is saved.
   """
   run = pathlib.Path(run)
   # Before a mesh is in force: this measures one device.
@@ -195,7 +195,10 @@ class _Loop:
     several = jax.process_count() > 1
     if not several:
       # With several, JAX's coordination service listens for the signal.
-      previous = signal.signal(signal.SIGTERM, self._on_sigterm)
+      previous = {
+        one: signal.signal(one, self._stop_soon)
+        for one in (signal.SIGTERM, signal.SIGINT)
+      }
     start, sharding = self._start, partitioning.batch_sharding(self._mesh)
     try:
       if self._task.gate is not None and not start:
@@ -240,14 +243,18 @@ class _Loop:
       self._checkpoints.wait()
     finally:
       if not several:
-        signal.signal(signal.SIGTERM, previous)
+        for one, handler in previous.items():
+          signal.signal(one, handler)
       self._end_profile()  # a run may be shorter than its window
       self.writer.close()
     return self._progress
 
-  def _on_sigterm(self, signum, frame):
-    del signum, frame
+  def _stop_soon(self, signum, frame):
+    del frame
     self._preempted = True
+    if signum == signal.SIGINT:
+      self.writer.say("stopping after this step; Ctrl-C again stops at once")
+      signal.signal(signal.SIGINT, signal.default_int_handler)
 
   def _save(self, done, train_state):
     metadata = {"progress": dataclasses.asdict(self._progress)}

@@ -2,14 +2,17 @@
 
 import collections
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onerec_jax.config import PrepareConfig
+from onerec_jax.config import PrepareConfig, TokenizerConfig
 from onerec_jax.data import marks, prepare, shards
+from onerec_jax.tokenizer import tokenize
+from onerec_jax.tokenizer.pairs import item_pairs
 
 SESSION = (
   "count(*) FILTER (WHERE play_time_ms >= 3000) >= 2 AND "
@@ -164,3 +167,58 @@ def test_bad_condition_names_its_option(tmp_path, option, condition):
     run(tmp_path, LOG, **{option: condition})
   assert repr(condition) in str(error.value)
   assert not (tmp_path / "prepared").exists()
+
+
+@pytest.mark.parametrize(
+  ("given", "condition", "marked", "expected"),
+  [
+    ("", "rating >= 4", 0, "rating >= 4, marks none of the 1,200 events"),
+    ("", "rating >= 4", 1200, "rating >= 4, marks all of the 1,200 events"),
+    ("", '"like"', 0, '"like", marks none'),
+    ("", "rating >= 4", 1, ""),
+    ("", "rating >= 4", 1199, ""),
+    # As it was asked for; and data without feedback.
+    ("rating >= 1", "rating >= 1", 1200, ""),
+    ("", marks.positive("", ()), 1200, ""),
+  ],
+)
+def test_note_where_the_default_tells_nothing_apart(
+  given, condition, marked, expected
+):
+  note = marks.note(given, condition, marked, 1200)
+  assert bool(note) == bool(expected)
+  assert expected in note
+  assert not expected or "--config.prepare.positive='rating >= 1'" in note
+
+
+def test_ratings_of_another_scale_and_aligned_vectors(tmp_path):
+  """The default mark leaves no pairs, one that fits the scale does not."""
+  rows = [(user, (user + place) % 6) for user in range(6) for place in range(5)]
+  log = {
+    "user_id": [f"u{user}" for user, _ in rows],
+    "item_id": [f"i{item}" for _, item in rows],
+    "timestamp_ms": list(range(len(rows))),
+    "rating": [1.0] * len(rows),
+  }
+  items = {
+    "item_id": [f"i{item}" for item in range(6)],
+    "title": [f"red {word}" for word in ("a1", "b2", "c3", "a1", "b2", "c3")],
+  }
+  pq.write_table(pa.table(items), tmp_path / "items.parquet")
+  config = TokenizerConfig(
+    vectors="aligned", num_codes=8, num_levels=2, vector_size=4
+  )
+  given = {"items": str(tmp_path / "items.parquet")}
+  data = run(tmp_path / "none", log, **given)
+  assert data.manifest["marked_events"]["positive"] == 0
+  with pytest.raises(
+    ValueError, match="events give 0 pairs, 0 of them.*prepare.positive"
+  ):
+    tokenize.tokenize(config, data, tmp_path / "none")
+  data = run(tmp_path / "all", log, positive="rating >= 1", **given)
+  assert data.manifest["marked_events"]["positive"] == 30
+  # Of five events a user the last two are held out.
+  offsets, events = tokenize.training_events(data, True)
+  assert offsets.tolist() == [0, 3, 6, 9, 12, 15, 18]
+  pairs = item_pairs(offsets, events, np.eye(6, dtype=np.float32))
+  assert len(pairs) >= 2

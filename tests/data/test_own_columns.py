@@ -111,6 +111,11 @@ def test_seconds_that_were_named_milliseconds(tmp_path, capsys):
   assert "name the column timestamp" in note
   printed = " ".join(capsys.readouterr().err.split())
   assert f"warning: {note}" in printed
+  data = run(tmp_path, LOG | {"timestamp_ms": [t * 10**6 for t in seconds]})
+  (note,) = data.manifest["notes"]
+  assert "look like microseconds; if they are, divide by 1,000" in note
+  printed = " ".join(capsys.readouterr().err.split())
+  assert f"warning: {note}" in printed
   # One time that cannot be so, milliseconds, and dates of 1970 are no matter.
   fine = (
     {"timestamp_ms": [*seconds[:-1], 7]},

@@ -349,6 +349,39 @@ def test_tables_without_events_reuse_what_is_there(tmp_path):
   assert directory == tmp_path / "prepared"
 
 
+def test_what_is_there_is_not_what_was_asked_for(tmp_path):
+  """Neither passed over in silence nor replaced."""
+  run(tmp_path, LOG, min_user_events=2)
+  manifest = tmp_path / "prepared" / shards.MANIFEST
+  before = manifest.read_bytes()
+  ask = lambda **changes: prepare.prepare(
+    PrepareConfig(**{"dataset": "tables", **changes}), tmp_path
+  )
+  ask(min_user_events=2)
+  with pytest.raises(ValueError, match=r"min_user_events=2, and this is 3"):
+    ask(min_user_events=3)
+  with pytest.raises(ValueError, match=r"prepare.where='', and this is '1=0'"):
+    ask(where="1=0")
+  with pytest.raises(ValueError, match="prepare.items without events"):
+    ask(items="items.csv")
+  with pytest.raises(ValueError, match="dataset=tables"):
+    ask(dataset="simulator", events="events.csv")
+  with pytest.raises(ValueError, match="'tables', and this is 'simulator'"):
+    ask(dataset="simulator")
+  assert manifest.read_bytes() == before
+
+
+def test_a_default_that_marks_no_event_is_told(tmp_path, capsys):
+  """Ratings of 0 and 1; at least 4 is positive."""
+  ratings = [index % 2 for index in range(len(LOG["user_id"]))]
+  data = run(tmp_path / "a", LOG | {"rating": ratings})
+  (note,) = [n for n in data.manifest["notes"] if "positive" in n]
+  assert "marks none of the" in note
+  assert "prepare.positive" in capsys.readouterr().err.replace("\n", "")
+  data = run(tmp_path / "b", LOG | {"rating": ratings}, positive="rating >= 1")
+  assert not [n for n in data.manifest["notes"] if "positive" in n]
+
+
 def test_many_batches_keep_users_whole(tmp_path):
   """More events than one batch of the database; users of any length."""
   rng = np.random.default_rng(0)

@@ -56,6 +56,11 @@ def test_types_and_source_rows():
     ("rating", [1.0, -math.inf, 2.0], "row 2, column 'rating': not finite"),
     ("play_time_ms", [1, 2, -3], "row 3, column 'play_time_ms': below 0"),
     ("click", [0, 2, 1], "row 2, column 'click': not a flag.*value 2"),
+    (
+      "stage_shown",
+      ["True", "0", "yes"],
+      r"row 3, .*: not a flag \(0, 1, true, false\), value 'yes'",
+    ),
     ("latitude", [90.5, 0.0, 0.0], "row 1, column 'latitude': above 90"),
     ("log_probability", [0.1, 0, 0], "row 1, column 'log_probability': above"),
   ],
@@ -108,6 +113,59 @@ def test_bad_row_is_named_or_skipped(column, values, match):
 def test_wrong_column_is_named(events, match):
   with pytest.raises(schema.TableError, match=match):
     check(events, events="log.csv")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    *("Timestamp", "TIMESTAMP", "timestmp", "time_stamp", "timestamps"),
+    *("timestampms", "Timestamp_MS", "time_stamp_ms"),
+  ],
+)
+def test_a_time_that_is_misspelt_is_no_order_of_rows(name):
+  events = {"user_id": [1], "item_id": [1], name: [1]}
+  with pytest.raises(
+    schema.TableError,
+    match=f"log.csv: unknown column '{name}'; rename it to 'timestamp'.* or "
+    "'timestamp_ms'",
+  ):
+    check(events, events="log.csv", ordinal_time=True)
+
+
+def test_beside_times_a_name_that_is_alike_is_ones_own():
+  table, _ = check(EVENTS | {"timestamps": [1, 2, 3]})
+  assert table["timestamps"].to_pylist() == [1, 2, 3]
+
+
+def test_a_missing_column_is_told_with_the_names_of_the_file():
+  events = {"userId": [1], "movieId": [1], "timestamp": [1]}
+  with pytest.raises(schema.TableError) as error:
+    check(events, events="log.csv")
+  assert (
+    "needs a column 'user_id'; it has ['userId', 'movieId', 'timestamp']"
+    in (str(error.value))
+  )
+
+
+@pytest.mark.parametrize(
+  ("low", "high", "told"),
+  [
+    # 14 November 2023 in each unit.
+    (1_700_000_000, 1_700_000_009, "look like seconds; if they are, name"),
+    (1_700_000_000_000, 1_700_000_000_009, ""),
+    (1_700_000_000_000_000, 1_700_000_000_000_009, "microseconds; if they are"),
+    (1_700_000_000_000_000_000, 1_700_000_000_000_000_009, "nanoseconds; if"),
+    # One time that may be milliseconds; the first that may not.
+    (99_999_999_999_999, 1_700_000_000_000_000, ""),
+    (100_000_000_000_000, 1_700_000_000_000_000_000, "look like microseconds"),
+    (None, None, ""),
+  ],
+)
+def test_times_of_another_unit(low, high, told):
+  note = schema.unit_note(low, high)
+  assert bool(note) == bool(told)
+  assert told in note
+  assert not told or f"every timestamp_ms lies from {low} to {high}" in note
 
 
 def test_unknown_item():

@@ -320,6 +320,39 @@ def test_a_table_of_users(recommenders, tmp_path):
     recommendation_tables.read_requests(source)
 
 
+def test_tables_of_users_as_they_occur(recommenders, tmp_path):
+  """CSV in and out; ids that pandas made floats of beside a null."""
+  source = tmp_path / "users.csv"
+  source.write_text("user_id,age\nu-1,3\n007,4\n")
+  users, requests = recommendation_tables.read_requests(source)
+  assert users == [request.user for request in requests] == ["u-1", "007"]
+  source.write_text("user_id,history\nu-1,it_1\n")
+  with pytest.raises(ValueError, match="a CSV file has no lists"):
+    recommendation_tables.read_requests(source)
+  floats = tmp_path / "users.parquet"
+  pq.write_table(pa.table({"user_id": [1.0, 20.0]}), floats)
+  assert recommendation_tables.read_requests(floats)[0] == ["1", "20"]
+  with pytest.raises(FileNotFoundError, match="none.csv: no such file"):
+    recommendation_tables.read_requests(tmp_path / "none.csv")
+  other = tmp_path / "users.txt"
+  other.write_text("u-1")
+  with pytest.raises(ValueError, match="read from .parquet or .csv"):
+    recommendation_tables.read_requests(other)
+
+  target = tmp_path / "out.csv"
+  recommendation_tables.write(
+    target, recommenders["sasrec"], ["a"], [["it_3", "it_0"]], [[0.5, 0.25]]
+  )
+  assert target.read_text().splitlines() == [
+    '"user_id","rank","item_id","score","title"',
+    '"a",1,"it_3",0.5,"Thing 3"',
+    '"a",2,"it_0",0.25,"it_0"',
+  ]
+  recommendation_tables.check_output(target)
+  with pytest.raises(ValueError, match="ends on .parquet or .csv"):
+    recommendation_tables.check_output("out.txt")
+
+
 @pytest.mark.slow
 def test_the_program_prints_a_table_and_says_what_it_needs(workdir):
   command = [sys.executable, "-m", "launch.recommend", f"--workdir={workdir}"]

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import pathlib
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import absl.flags
@@ -36,6 +38,43 @@ def test_the_compilation_cache_lies_where_the_environment_says(
   monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path / "own"))
   flags.start()
   assert "jax_compilation_cache_dir" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("arguments", "told"),
+  [
+    (
+      ["--config.training.num_step=3"],
+      "no field 'num_step'; did you mean num_",
+    ),
+    (["--config.trainin.num_steps=3"], "'trainin'; did you mean training?"),
+    (
+      ["--config=experiments/tables/sasrec.py", "--config.model.d_modl=3"],
+      "no field 'd_modl'; did you mean d_model?",
+    ),
+  ],
+)
+def test_a_config_field_that_is_not_there_is_named(arguments, told):
+  command = [sys.executable, "-m", "launch.prepare", "--workdir=none"]
+  done = subprocess.run(
+    [*command, *arguments], cwd=LAUNCH.parent, capture_output=True, text=True
+  )
+  assert done.returncode == 1
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: ")
+  assert told in line
+
+
+def test_ctrl_c_is_one_line(capsys):
+  def interrupted():
+    raise KeyboardInterrupt
+
+  with pytest.raises(SystemExit) as stopped:
+    flags.program(interrupted)(["launch.any"])
+  assert stopped.value.code == 130
+  told = "interrupted; the same command goes on\n"
+  assert capsys.readouterr().err == told
 
 
 def _program(monkeypatch, name):

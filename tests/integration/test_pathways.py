@@ -27,7 +27,6 @@ MODELS = {
   "encoder_decoder": model_configs.EncoderDecoderConfig(
     causal_encoder=False, **GENERATOR
   ),
-  "decoder_only": model_configs.DecoderOnlyConfig(**GENERATOR),
 }
 
 

@@ -17,6 +17,7 @@ from onerec_jax import checkpoint, files, partitioning, workflow
 from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
 from onerec_jax.training import loop, metrics_writer, task
+from tests import worlds
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.usefixtures("one_device")
@@ -97,6 +98,25 @@ def test_a_run_cut_between_checkpoints_resumes_bit_equal(
     for r in metrics_writer.read(run / "metrics.jsonl")
   ]
   assert steps(tmp_path) == steps(whole[0])
+
+
+def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path):
+  before = signal.getsignal(signal.SIGINT)
+
+  def interrupted(params):
+    signal.raise_signal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # a second one does not wait
+      signal.raise_signal(signal.SIGINT)
+    return _steady()(params)
+
+  with pytest.raises(SystemExit) as stopped:
+    _train(tiny, tmp_path, interrupted)
+  assert stopped.value.code == loop.PREEMPTED
+  assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 5
+  assert signal.getsignal(signal.SIGINT) is before
+  _train(tiny, tmp_path, _steady())
+  equal = np.testing.assert_array_equal
+  jax.tree.map(equal, _arrays(tmp_path, 10), _arrays(whole[0], 10))
 
 
 def test_log_lines_hold_speed_and_loss(whole):
@@ -198,15 +218,18 @@ def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path):
 
 _PROGRAM = """
 import pathlib, sys
-from onerec_jax import workflow
-from tests import worlds
-folder = pathlib.Path(sys.argv[1])
-config = worlds.config(pathlib.Path(sys.argv[2]))
-config.training.num_steps, config.training.log_every = 60, 1
-config.training.checkpoint_every = 4
-config.training.validate_every = 20
-workflow.train(config, folder)
+from tests.training import test_loop
+test_loop.train(*map(pathlib.Path, sys.argv[1:]))
 """
+
+
+def train(folder, raw):
+  """What the processes below do, and this one undisturbed."""
+  config = worlds.config(raw)
+  config.training.num_steps, config.training.log_every = 60, 1
+  config.training.checkpoint_every = 4
+  config.training.validate_every = 20
+  workflow.train(config, folder)
 
 
 def _process(folder, raw):
@@ -231,19 +254,15 @@ def _wait_for_step(process, folder, step):
 
 @pytest.mark.slow
 def test_killed_processes_resume_bit_equal(tmp_path):
-  """kill -9 twice, then SIGTERM, against a run that nobody disturbed."""
-  from tests import worlds
-
+  """kill -9, then SIGTERM, against a run that nobody disturbed."""
   raw = worlds.write_csv(tmp_path / "raw")
-  whole = _process(tmp_path / "whole", raw)
-  assert whole.wait() == 0, whole.stderr.read()
+  train(tmp_path / "whole", raw)
 
   folder = tmp_path / "killed"
-  for step in (7, 26):
-    process = _process(folder, raw)
-    _wait_for_step(process, folder, step)
-    process.kill()
-    process.wait()
+  process = _process(folder, raw)
+  _wait_for_step(process, folder, 26)
+  process.kill()
+  process.wait()
   process = _process(folder, raw)
   _wait_for_step(process, folder, 40)
   process.send_signal(signal.SIGTERM)

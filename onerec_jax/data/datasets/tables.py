@@ -3,8 +3,8 @@
 Text is UTF-8. Columns are named as in schema.py; instead of `timestamp_ms`
 there may be `timestamp`, dates and times (ISO 8601, UTC unless they say) or
 seconds. With neither, the order of rows is the order in time. A Parquet folder
-is read file by file in the order of their names. Events are streamed, never
-held at once.
+is read file by file in the order of their names; its columns are those of all
+files. Events are streamed, never held at once.
 """
 
 import collections
@@ -23,6 +23,9 @@ from onerec_jax.config import PrepareConfig
 from onerec_jax.data import schema
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_NAMES = {",": "commas", "\t": "tabs", ";": "semicolons", "|": "bars"}
+"""Of what may separate columns."""
+_ONE_TYPE = "write each column with one type in all files"
 
 
 def load(config: PrepareConfig) -> schema.Tables:
@@ -48,9 +51,9 @@ def load(config: PrepareConfig) -> schema.Tables:
     "skipped": skipped,
     "notes": [],
   }
-  if not {"timestamp", "timestamp_ms"} & set(events.schema.names):
+  if not set(schema.TIMES) & set(events.schema.names):
     source["ordinal_time"] = True
-    source["notes"].append("no column of times: the order of rows is used")
+    source["notes"].append(_without_times(events.schema.names))
   tables = schema.Tables(events, source=source)
   for name in ("items", "users"):
     if getattr(config, name):
@@ -62,9 +65,26 @@ def load(config: PrepareConfig) -> schema.Tables:
   return tables
 
 
+def _without_times(names: list[str]) -> str:
+  """The note of events without times; one of another name is told there."""
+  note = "no column of times: the order of rows is used"
+  unused = [
+    name
+    for name in names
+    if name not in schema.EVENTS and not name.startswith(schema.STAGE_PREFIX)
+  ]
+  if not unused:
+    return note
+  return (
+    f"{note}; not used: {', '.join(unused)}; if one of these holds times, name "
+    "it timestamp (dates or seconds) or timestamp_ms"
+  )
+
+
 def _paths(name: str, config: PrepareConfig) -> list[pathlib.Path]:
   path = pathlib.Path(getattr(config, name))
   if path.is_dir():
+    _check_flat(path)
     found = sorted(path.glob("*.parquet"))
     if not found:
       raise FileNotFoundError(f"{path} holds no .parquet files")
@@ -76,14 +96,26 @@ def _paths(name: str, config: PrepareConfig) -> list[pathlib.Path]:
   return [path]
 
 
+def _check_flat(folder: pathlib.Path) -> None:
+  """Refuses a folder of which a part would not be read."""
+  for path in sorted(folder.glob("*/**/*.parquet")):
+    inner = path.relative_to(folder)
+    # What programs keep for themselves, as Spark's _temporary.
+    if not inner.parts[0].startswith((".", "_")):
+      raise schema.TableError(
+        f"{folder}: subfolders are not read, and {inner} lies in one; put all "
+        ".parquet files into the folder itself. A column that only the names "
+        "of subfolders tell, as year=2020, must be written into the files."
+      )
+
+
 def _read(
   name: str, config: PrepareConfig, skip: collections.Counter[str] | None
 ) -> pa.RecordBatchReader:
   paths = _paths(name, config)
   first = paths[0]
   if first.suffix == ".parquet":
-    dataset = pads.dataset([str(path) for path in paths], format="parquet")
-    return dataset.scanner().to_reader()
+    return _read_parquet(paths)
   suffix = first.with_suffix("").suffix if first.suffix == ".gz" else ""
   delimiter = _DELIMITERS.get(suffix or first.suffix)
   if delimiter is None:
@@ -92,6 +124,52 @@ def _read(
       "with .gz) or .parquet"
     )
   return _read_csv(name, first, delimiter, skip)
+
+
+def _read_parquet(paths: list[pathlib.Path]) -> pa.RecordBatchReader:
+  """One file after another; columns that a file lacks are null in its rows."""
+  names = [str(path) for path in paths]
+  schemas = [pads.dataset([n], format="parquet").schema for n in names]
+  whole = schemas[0]
+  for name, found in zip(names, schemas):
+    if not found.equals(whole):
+      whole = _joined(name, whole, found)
+  dataset = pads.dataset(names, schema=whole, format="parquet")
+  reader = dataset.scanner().to_reader()
+
+  def batches() -> Iterator[pa.RecordBatch]:
+    try:
+      yield from reader
+    except pa.ArrowInvalid as error:
+      # Whole numbers beyond 2^53, say, where another file has fractions.
+      raise schema.TableError(
+        f"{paths[0].parent}: {error}; {_ONE_TYPE}"
+      ) from error
+
+  return pa.RecordBatchReader.from_batches(reader.schema, batches())
+
+
+def _joined(name: str, before: pa.Schema, found: pa.Schema) -> pa.Schema:
+  """The columns of both, each of a type that holds the values of both."""
+  try:
+    return pa.unify_schemas(
+      [_decoded(before), _decoded(found)], promote_options="permissive"
+    )
+  except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+    raise schema.TableError(
+      f"{name}: its columns do not go with those of the files before it "
+      f"({error}); {_ONE_TYPE}"
+    ) from error
+
+
+def _decoded(given: pa.Schema) -> pa.Schema:
+  """Categories as what they are of: files need not agree on that."""
+  return pa.schema(
+    field.with_type(field.type.value_type)
+    if pa.types.is_dictionary(field.type)
+    else field
+    for field in given
+  )
 
 
 def _read_csv(
@@ -146,7 +224,20 @@ def _header(path: pathlib.Path, delimiter: str) -> list[str]:
     raise _not_utf8(path, error) from error
   if not header:
     raise schema.TableError(f"{path}: empty; its first line must name columns")
+  if len(header) == 1:
+    _check_separator(path, delimiter, header[0])
   return header
+
+
+def _check_separator(path: pathlib.Path, delimiter: str, name: str) -> None:
+  """Refuses a file whose one column is all of them, separated otherwise."""
+  for other, called in _NAMES.items():
+    if other != delimiter and other in name:
+      raise schema.TableError(
+        f"{path}: its first line is one column, {name!r}, and seems to be "
+        f"separated by {called}; {_NAMES[delimiter]} are read. Save it again "
+        "with commas as .csv, or with tabs as .tsv"
+      )
 
 
 def _not_utf8(path: pathlib.Path, error: Exception) -> schema.TableError:
