@@ -62,16 +62,3 @@ def one_device():
       lambda config, devices=None: whole(config, devices or jax.devices()[:1]),
     )
     yield
-
-
-@pytest.fixture(scope="module")
-def quick_to_compile():
-  """The module's programs are compiled without optimisation.
-
-  For modules whose programs take longer to compile than to run.
-  """
-  from tests import tiny
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(jax, "jit", tiny.jit)
-    yield

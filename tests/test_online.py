@@ -33,8 +33,6 @@ from tests import tiny
 
 SLOTS = 2
 
-pytestmark = pytest.mark.usefixtures("quick_to_compile")
-
 
 def _config(name, model, **pipeline):
   c = config_lib.Config(name=name, model=model)
@@ -380,7 +378,7 @@ def test_a_cascade_retrieves_and_ranks(cascade, workdir, mesh, begun):
   items, log_probability = arm.policy.answer(histories, allowed)
   assert np.isnan(log_probability).all()
   every = jnp.tile(jnp.arange(1, 33), (16, 1))
-  scores, heads = tiny.jit(
+  scores, heads = jax.jit(
     lambda p, q, a, b: (
       first.system.model.apply({"params": p}, a, first.catalogue),
       second.system.model.apply(

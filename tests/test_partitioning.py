@@ -275,7 +275,7 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
     rngs = {"dropout": jax.random.key(1)}
     return model.apply({"params": params}, batch, catalogue, rngs=rngs)
 
-  expected = tiny.jit(forward)(params, batch, catalogue)
+  expected = jax.jit(forward)(params, batch, catalogue)
   shapes = state.abstract_params(model, batch, catalogue)
   whole = partitioning.replicated(mesh)
   places = (
@@ -284,7 +284,7 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
     whole,
   )
   with jax.set_mesh(mesh):
-    run = tiny.jit(forward, in_shardings=places, out_shardings=places[1])
+    run = jax.jit(forward, in_shardings=places, out_shardings=places[1])
     text = run.lower(params, batch, catalogue).as_text()
     found = run(*jax.device_put((params, batch, catalogue), places))
   # Keys, values of their own and every block; every block, that of the context
@@ -337,7 +337,7 @@ def test_item_lookups_gather_rows_not_the_table(mesh, capfd, config, method):
     return sum(jnp.sum(jnp.square(x)) for x in jax.tree.leaves(out))
 
   with jax.set_mesh(mesh):
-    compiled = tiny.jit(
+    compiled = jax.jit(
       jax.value_and_grad(loss),
       in_shardings=(places, rows, whole)[: 1 + len(args)],
       out_shardings=(whole, places),

@@ -18,7 +18,7 @@ from onerec_jax.training import metrics_writer
 from tests import tiny, worlds
 from tests.training.test_loop import _arrays, _KilledError
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 START = "tiny"
 

@@ -20,15 +20,6 @@ ITEM_FEATURES = {"category": 5}
 SHAPE = (2, 12, 5)
 """B, S, T of `batch`."""
 
-OPTIONS = {
-  "xla_backend_optimization_level": 0,
-  "xla_cpu_use_fusion_emitters": False,
-  "xla_cpu_parallel_codegen_split_count": 1,
-}
-"""For programs that run once: a fraction of the time to compile."""
-jit = functools.partial(jax.jit, compiler_options=OPTIONS)
-"""`jax.jit` for such programs."""
-
 SEES = {
   # (row, target): (user token, events), the positions it sees.
   (0, 0): (0, [1, 2, 3, 4, 5, 6]),

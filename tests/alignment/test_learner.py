@@ -114,8 +114,8 @@ def gradients(model, config, joint, catalogue, index, by_hand):
     return jnp.sum((joint.targets > 0) * -tokens.mean(-1)) / count
 
   params = tiny.params(model)
-  got = tiny.jit(jax.grad(ours))(params)
-  passes = [tiny.jit(jax.grad(f))(params) for f in (next_token, by_hand)]
+  got = jax.jit(jax.grad(ours))(params)
+  passes = [jax.jit(jax.grad(f))(params) for f in (next_token, by_hand)]
   want = jax.tree.map(jnp.add, *passes)
   return jax.flatten_util.ravel_pytree(got)[0], (
     jax.flatten_util.ravel_pytree(want)[0]
@@ -125,7 +125,7 @@ def gradients(model, config, joint, catalogue, index, by_hand):
 def group_of(model, codes, catalogue, requests, seed=5):
   """Answers, and a sampler that differs from the policy by SPREAD."""
   params, rng = tiny.params(model), np.random.default_rng(seed)
-  new = tiny.jit(
+  new = jax.jit(
     lambda p: answers_by_hand(model, p, requests, codes, catalogue)
   )(params)
   old = new + jnp.asarray(rng.normal(0, SPREAD, new.shape), jnp.float32)
@@ -232,7 +232,7 @@ def test_the_reward_rises_under_a_sampler_that_follows():
   model = lazy()
   config = AlignmentConfig(objective="ecpo", weight=3.0, group=8)
   state, function, joint, catalogue, index = start(model, config, 0.3, 3)
-  compiled, seen, trace = tiny.jit(function), [], []
+  compiled, seen, trace = jax.jit(function), [], []
   for _ in range(30):
     seen.append(jax.device_get(state.params))
     state, sums = compiled(state, joint, catalogue, (index, reward_of(3)))
@@ -265,7 +265,7 @@ def test_the_margin_of_pairs_rises():
   model = lazy()
   config = AlignmentConfig(objective="dpo", weight=3.0, group=8)
   state, function, joint, catalogue, index = start(model, config, 0.3, 4)
-  compiled, reward, trace = tiny.jit(function), reward_of(3), []
+  compiled, reward, trace = jax.jit(function), reward_of(3), []
   for _ in range(40):
     state, sums = compiled(state, joint, catalogue, (index, reward))
     trace.append(values(sums))
@@ -288,7 +288,7 @@ def test_free_answers_count_where_they_are_items(search):
   constant = jax.tree_util.Partial(
     lambda histories, items: jnp.where(items > 0, 2.0, jnp.nan)
   )
-  _, sums = tiny.jit(function)(state, joint, catalogue, (index, constant))
+  _, sums = jax.jit(function)(state, joint, catalogue, (index, constant))
   found = values(sums)
   # 60 of 192 IDs are items; what is none has no reward, and costs none.
   assert 0.05 < found["legality"] < 0.95
@@ -321,7 +321,7 @@ def test_microbatches_give_the_step_of_the_whole_batch():
     )
     requests = jax.tree.map(lambda x: x[:6], joint.requests)
     joint = joint.replace(requests=requests)
-    after, found = tiny.jit(function)(
+    after, found = jax.jit(function)(
       state, joint, catalogue, (index, reward_of(0))
     )
     states.append(after.params), sums.append(values(found))
@@ -352,7 +352,7 @@ def _on_mesh(shape, devices):
   with jax.set_mesh(mesh):
     shardings = jax.tree.map(lambda x: x.sharding, state)
     jitted = step.compile_step(function, shardings, mesh, *tables)
-    compiled = jitted.lower(state, joint, *tables).compile(tiny.OPTIONS)
+    compiled = jitted.lower(state, joint, *tables).compile()
     for _ in range(3):
       with jax.transfer_guard("disallow"):
         state, sums = compiled(state, joint, *tables)

@@ -31,7 +31,7 @@ def test_of_items_they_are_the_searchs_scores(make, constrained):
     rows = policy.with_codes(batch, catalogue, catalogue.codes[items])
     return scores, policy.log_probabilities(model, params, *rows, index)
 
-  scores, found = tiny.jit(both)(params)
+  scores, found = jax.jit(both)(params)
   np.testing.assert_allclose(np.sum(found, axis=-1), scores, atol=1e-4)
 
 
@@ -47,7 +47,7 @@ def test_of_illegal_ids_they_are_the_samplers(make):
     rows = policy.with_codes(batch, catalogue, samples.codes)
     return samples, policy.log_probabilities(model, params, *rows, index)
 
-  samples, found = tiny.jit(both)(params)
+  samples, found = jax.jit(both)(params)
   assert (samples.items == 0).any()
   np.testing.assert_allclose(found, samples.log_probability, atol=1e-4)
 
@@ -60,7 +60,7 @@ def test_items_of_the_context_keep_their_rows():
   np.testing.assert_array_equal(
     larger.codes[: len(catalogue.codes)], catalogue.codes
   )
-  both = tiny.jit(
+  both = jax.jit(
     lambda *given: policy.log_probabilities(model, params, *given, index)
   )
   np.testing.assert_allclose(
@@ -100,7 +100,7 @@ def test_a_shared_beginning_changes_neither_values_nor_gradients(
     return jnp.sum(weights * found), found
 
   wanted, found = (
-    tiny.jit(jax.grad(f, has_aux=True))(params) for f in (apart, together)
+    jax.jit(jax.grad(f, has_aux=True))(params) for f in (apart, together)
   )
   np.testing.assert_allclose(found[1], wanted[1], atol=1e-5)
   jax.tree.map(
@@ -119,10 +119,10 @@ def test_answers_of_one_code_have_nothing_but_the_beginning():
   index = prefix_index.build(np.asarray(catalogue.codes), model.codebook_sizes)
   codes = jax.random.randint(jax.random.key(2), (7, 5, 1), 0, tiny.NUM_ITEMS)
   rows = policy.with_codes(batch, catalogue, codes)
-  wanted = tiny.jit(
+  wanted = jax.jit(
     lambda *rows: policy.log_probabilities(model, params, *rows, index)
   )(*rows)
-  found = tiny.jit(
+  found = jax.jit(
     lambda *given: policy.group_log_probabilities(model, params, *given, index)
   )(batch, catalogue, codes)
   np.testing.assert_allclose(found, wanted, atol=1e-5)

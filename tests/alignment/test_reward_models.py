@@ -21,9 +21,9 @@ from onerec_jax.data import rows as rows_lib
 from onerec_jax.evaluation import rewards
 from onerec_jax.inference import assemble
 from onerec_jax.training import metrics_writer
-from tests import tiny, worlds
+from tests import worlds
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 ITEMS, USERS, REQUESTS, M = 24, 240, 12, 2
 SIZES = {
@@ -145,7 +145,7 @@ def test_figures_are_those_of_the_answers_one_by_one(folder):
   assert found["auc_click"] == pytest.approx(expected, abs=2e-3)
 
 
-earn = tiny.jit(lambda reward, batch, candidates: reward(batch, candidates))
+earn = jax.jit(lambda reward, batch, candidates: reward(batch, candidates))
 
 
 def asked(folder, count):

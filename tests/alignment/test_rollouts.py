@@ -30,7 +30,7 @@ def ask(model, allowed=None, **settings):
       model, params, requests, found.codes, catalogue, index
     )
 
-  found, again = tiny.jit(both)(params)
+  found, again = jax.jit(both)(params)
   return jax.device_get(found), np.asarray(again), catalogue
 
 

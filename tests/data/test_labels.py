@@ -169,7 +169,7 @@ def test_weight_zero_is_no_target():
   model, batch = tiny.lazy_decoder(constrained_softmax=False), tiny.batch()
   known = tiny.params(model), tiny.catalogue()
   loss_fn = losses.make_loss(model)
-  loss = tiny.jit(lambda batch: loss_fn(known[0], batch, known[1], None, None))
+  loss = jax.jit(lambda batch: loss_fn(known[0], batch, known[1], None, None))
   weight = (np.arange(batch.targets.size) % 2).reshape(batch.targets.shape)
   some = loss(batch.replace(labels={"weight": jnp.float32(weight)}))
   others = loss(batch.replace(targets=jnp.asarray(batch.targets * weight)))

@@ -15,7 +15,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from onerec_jax.data.batch import Batch, Catalogue, visible
 from onerec_jax.inference import beam_search, prefix_index
-from tests import tiny
 
 
 class Toy(nn.Module):
@@ -112,10 +111,10 @@ class World:
       visible_from=jnp.zeros(many.shape, jnp.int32),
       visible_until=jnp.broadcast_to(self.batch.visible_until, many.shape),
     )
-    init = tiny.jit(self.model.init)
+    init = jax.jit(self.model.init)
     variables = init(jax.random.key(seed), wide, self.catalogue)
     self.params = variables["params"]
-    logits = tiny.jit(self.model.apply)(variables, wide, self.catalogue)
+    logits = jax.jit(self.model.apply)(variables, wide, self.catalogue)
     self.logits = [np.asarray(level, np.float64) for level in logits]
 
   def step(self, row, prefix, codes):
@@ -160,7 +159,7 @@ class World:
 
   def search(self, width, index=None):
     if width not in self.searches:
-      self.searches[width] = tiny.jit(
+      self.searches[width] = jax.jit(
         functools.partial(beam_search.beam_search, self.model, width=width)
       )
     index = self.index if index is None else index
@@ -170,7 +169,7 @@ class World:
     )
 
   def run(self, function, **options):
-    jitted = tiny.jit(functools.partial(function, self.model, **options))
+    jitted = jax.jit(functools.partial(function, self.model, **options))
     found = jitted(self.params, self.batch, self.catalogue, self.index)
     return jax.tree.map(np.asarray, found)
 

@@ -36,7 +36,7 @@ def exact(world):
   codes = jnp.broadcast_to(EVERY, (len(batch.items), *EVERY.shape))
   rows = policy.with_codes(batch, catalogue, codes)
   return np.asarray(
-    tiny.jit(
+    jax.jit(
       lambda params: policy.log_probabilities(model, params, *rows, index)
     )(params)
   )
@@ -51,7 +51,7 @@ def lowest_items(catalogue, allowed):
 
 def search(world, width):
   model, params, batch, catalogue, index = world
-  jitted = tiny.jit(
+  jitted = jax.jit(
     lambda params: free_search.free_search(
       model, params, batch, catalogue, index, width
     )
@@ -113,7 +113,7 @@ def test_rows_on_eight_devices_need_no_communication():
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   spread = NamedSharding(mesh, PartitionSpec("data"))
   copied = NamedSharding(mesh, PartitionSpec())
-  program = tiny.jit(
+  program = jax.jit(
     lambda params, batch, catalogue, index: free_search.free_search(
       model, params, batch, catalogue, index, 20
     ),

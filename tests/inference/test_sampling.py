@@ -28,7 +28,7 @@ def world(request):
 
 def draw(world, seed=0, count=COUNT, index=None, **options):
   model, params, batch, catalogue, whole = world
-  jitted = tiny.jit(
+  jitted = jax.jit(
     lambda params, key: sampling.sample(
       model, params, batch, catalogue, whole if index is None else index, key,
       count, **options,

@@ -80,7 +80,7 @@ class World:
       lambda x: jnp.asarray(0.7 * rng.normal(size=x.shape), jnp.float32),
       variables["params"],
     )
-    logits = tiny.jit(self.model.apply)(
+    logits = jax.jit(self.model.apply)(
       {"params": self.params}, batch, self.catalogue
     )
     shape = (ROWS, len(self.sessions), m, -1)
@@ -130,7 +130,7 @@ class World:
   ):
     key = width, function
     if key not in self.searches:
-      self.searches[key] = tiny.jit(
+      self.searches[key] = jax.jit(
         functools.partial(function, self.model, width=width)
       )
     index = self.index if index is None else index
@@ -274,7 +274,7 @@ def test_rows_on_eight_devices_give_what_one_does():
   spread = partitioning.batch_sharding(mesh)
   copied = partitioning.replicated(mesh)
   with jax.set_mesh(mesh):
-    search = tiny.jit(
+    search = jax.jit(
       functools.partial(session_search.session_search, world.model, width=8),
       in_shardings=(copied, spread, copied, copied),
       out_shardings=spread,

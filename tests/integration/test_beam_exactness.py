@@ -18,7 +18,7 @@ from onerec_jax.data import pipeline, splits
 from onerec_jax.evaluation import protocol
 from onerec_jax.inference import assemble, beam_search, retrieval
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from onerec_jax.data import snapshots
 from onerec_jax.inference import recommender
 from tests import worlds
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 ITEMS = 24
 EVENTS = 16

@@ -11,9 +11,9 @@ from onerec_jax import model_configs, partitioning, runs, workflow
 from onerec_jax.data import splits
 from onerec_jax.evaluation import held_out
 from onerec_jax.inference import assemble, recommender
-from tests import tiny, worlds
+from tests import worlds
 
-pytestmark = pytest.mark.usefixtures("one_device", "quick_to_compile")
+pytestmark = pytest.mark.usefixtures("one_device")
 
 ITEMS = 24
 
@@ -104,7 +104,7 @@ def test_validation_measures_requests_and_their_loss(trained):
   asked = held_out.requests(system.prepared, splits.VALIDATION, 2)
   # Chain rule by hand: teacher-forced log-probabilities of both items' codes.
   total, prepared = 0.0, system.prepared
-  apply = tiny.jit(functools.partial(system.model.apply, {"params": params}))
+  apply = jax.jit(functools.partial(system.model.apply, {"params": params}))
   for batch, rows in held_out.batches(
     prepared, asked, system.config.pipeline, 2, 64
   ):

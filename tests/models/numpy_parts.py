@@ -14,7 +14,7 @@ TOKEN_BUCKET = 48
 
 @functools.cache
 def _apply(model):
-  return tiny.jit(
+  return jax.jit(
     lambda p, b, c, rngs: model.apply({"params": p}, b, c, rngs=rngs)
   )
 

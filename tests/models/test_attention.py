@@ -7,11 +7,10 @@ import pytest
 from flax import linen as nn
 
 from onerec_jax.models import attention, context
-from tests import tiny
 
-cross_attention = tiny.jit(attention.cross_attention)
-causal_attention = tiny.jit(attention.causal_attention)
-prefix_attention = tiny.jit(attention.prefix_attention)
+cross_attention = jax.jit(attention.cross_attention)
+causal_attention = jax.jit(attention.causal_attention)
+prefix_attention = jax.jit(attention.prefix_attention)
 
 
 def normal(*shape, seed=0):
@@ -64,7 +63,7 @@ def test_nothing_visible_gives_no_nan():
   def total(q, k):
     return jnp.sum(jnp.square(attention.cross_attention(q, k, k, bias)))
 
-  value, grads = tiny.jit(jax.value_and_grad(total, (0, 1)))(q, k)
+  value, grads = jax.jit(jax.value_and_grad(total, (0, 1)))(q, k)
   assert np.isfinite(value)
   assert all(np.isfinite(g).all() for g in grads)
 
@@ -83,10 +82,10 @@ def test_gradients_of_tied_keys(shared_bias):
   def tied(q, k, bias):
     return total(q, k, k, bias)
 
-  of_q, of_k, of_v, of_bias = tiny.jit(jax.grad(total, (0, 1, 2, 3)))(
+  of_q, of_k, of_v, of_bias = jax.jit(jax.grad(total, (0, 1, 2, 3)))(
     q, k, k.copy(), bias
   )
-  found = tiny.jit(jax.grad(tied, (0, 1, 2)))(q, k, bias)
+  found = jax.jit(jax.grad(tied, (0, 1, 2)))(q, k, bias)
   for got, want in zip(found, (of_q, of_k + of_v, of_bias)):
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
@@ -185,8 +184,8 @@ def test_distance_bias_is_masked_and_starts_at_a_slope():
   mask = jnp.arange(6)[None, None, :] < until[:, :, None]
   module = attention.DistanceBias(3)
   arguments = attention.distances(until, 6), mask, static
-  variables = nn.unbox(tiny.jit(module.init)(jax.random.key(0), *arguments))
-  bias = np.asarray(tiny.jit(module.apply)(variables, *arguments))
+  variables = nn.unbox(jax.jit(module.init)(jax.random.key(0), *arguments))
+  bias = np.asarray(jax.jit(module.apply)(variables, *arguments))
   assert bias.shape == (2, 3, 2, 6)
   for b, h, t, s in np.ndindex(bias.shape):
     if s >= until[b, t]:

@@ -56,7 +56,7 @@ def test_a_blocks_experts_see_the_context_and_the_codes():
   """Loads of both: k for each real position and for each real code."""
   model = tiny.decoder_only(num_layers=3, moe=tiny.experts(dense_layers=1))
   batch = tiny.batch()
-  _, sown = tiny.jit(
+  _, sown = jax.jit(
     lambda p, b, c: model.apply({"params": p}, b, c, mutable=["loads"])
   )(tiny.params(model), batch, tiny.catalogue())
   found = {

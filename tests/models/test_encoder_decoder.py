@@ -65,7 +65,7 @@ def test_experts_are_where_the_config_puts_them():
 def test_every_decoder_block_projects_the_context_anew(batch, catalogue):
   model = tiny.encoder_decoder()
   params = tiny.params(model)
-  context = tiny.jit(
+  context = jax.jit(
     lambda p: model.apply({"params": p}, batch, catalogue, method="encode")
   )(params)
   assert context.keys.shape == context.values.shape == (2, 2, 12, 4, 4)

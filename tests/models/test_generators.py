@@ -53,7 +53,7 @@ def _sums_and_jacobian(name):
     found = [jnp.sum(x * w, axis=-1) for x, w in zip(logits, weights)]
     return (jnp.stack(found, axis=-1),) * 2
 
-  jacobian = tiny.jit(jax.jacrev(sums, has_aux=True))
+  jacobian = jax.jit(jax.jacrev(sums, has_aux=True))
 
   def run(batch):
     derivative, values = jacobian(tiny.params(model), batch)
@@ -123,7 +123,7 @@ def test_dropout_is_active_iff_a_key_is_given(batch, catalogue, name, rate):
   model = MAKE[name](**{rate: 0.5})
   params = tiny.params(model)
 
-  @tiny.jit
+  @jax.jit
   def run(key):
     def logits(model, rngs):
       return model.apply({"params": params}, batch, catalogue, rngs=rngs)
@@ -179,7 +179,7 @@ def test_decoding_step_by_step_equals_teacher_forcing(batch, catalogue, name):
   # Beams reordered between the steps, as the search does, on axis 2.
   order = np.asarray([2, 0, 3, 1])
 
-  @tiny.jit
+  @jax.jit
   def run(params):
     apply = functools.partial(model.apply, {"params": params})
     context = apply(query, catalogue, method="encode")
@@ -222,7 +222,7 @@ def test_full_width_search_is_the_score_of_every_item(
   )
   every = jnp.arange(1, tiny.NUM_ITEMS + 1)[None].repeat(2, axis=0)
 
-  @tiny.jit
+  @jax.jit
   def run(params):
     arguments = model, params, query, catalogue, index
     return beam_search.beam_search(*arguments, 1000), beam_search.exact_scores(
@@ -283,7 +283,7 @@ def test_recomputation_changes_nothing_but_memory(batch, catalogue, name):
       )
       return sum(jnp.sum(jnp.square(x)) for x in logits), logits
 
-    traced = tiny.jit(jax.grad(loss, has_aux=True)).trace(params)
+    traced = jax.jit(jax.grad(loss, has_aux=True)).trace(params)
     recomputed = _count(traced.jaxpr.jaxpr, "remat2")
     assert recomputed == calls * (remat != "none")
     if remat in ("none", compared):
@@ -315,7 +315,7 @@ def test_flops_agree_with_the_compiler(batch, catalogue, name):
   B, S, T = 2, 64, 16
   shapes = tiny.shapes_of(batch, B, S, T)
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, catalogue)
-  compiled = tiny.jit(model.apply).lower(variables, shapes, catalogue).compile()
+  compiled = jax.jit(model.apply).lower(variables, shapes, catalogue).compile()
   counted = registry.forward_flops(model, B, S, T)
   assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
 
@@ -328,7 +328,7 @@ def test_flops_of_a_group_agree_with_the_compiler(batch, catalogue, name):
   codes = jax.ShapeDtypeStruct((B, R, len(LEVELS)), np.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), *given)
   ask = functools.partial(model.apply, method="group_logits")
-  compiled = tiny.jit(ask).lower(variables, *given, codes).compile()
+  compiled = jax.jit(ask).lower(variables, *given, codes).compile()
   counted = registry.group_flops(model, B, S, R)
   assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
 

@@ -15,7 +15,6 @@ from jax.sharding import NamedSharding, PartitionSpec
 from onerec_jax import config as config_lib
 from onerec_jax import partitioning
 from onerec_jax.models import id_table
-from tests import tiny
 
 
 def _murmur(word):
@@ -113,7 +112,7 @@ def _on(mesh_sizes, rows_of_batch):
     if rows_of_batch % partitioning.shards("batch"):
       over_batch = whole
     place = NamedSharding(mesh, PartitionSpec("fsdp"))
-    step = tiny.jit(
+    step = jax.jit(
       jax.grad(loss, has_aux=True),
       in_shardings=(place, over_batch, over_batch),
       out_shardings=(place, whole),

@@ -98,7 +98,7 @@ def test_split_context(kv_layers, kv_split):
 def test_values_are_keys_iff_not_split(batch, catalogue, kv_split):
   model = tiny.lazy_decoder(kv_split=kv_split)
   params = tiny.params(model)
-  context = tiny.jit(
+  context = jax.jit(
     lambda p: model.apply({"params": p}, batch, catalogue, method="encode")
   )(params)
   assert context.keys.shape == (1, 2, 12, 2, 4)
@@ -144,7 +144,7 @@ def test_each_level_has_a_head_of_its_own(model, batch, catalogue):
 def test_no_context_position_attends_another(model, batch, catalogue):
   """A position's keys and values change only with its own event."""
   params = tiny.params(model)
-  encode = tiny.jit(
+  encode = jax.jit(
     lambda b: model.apply({"params": params}, b, catalogue, method="encode")
   )
   before = encode(batch)
@@ -176,7 +176,7 @@ def test_context_dropout_hides_events_never_user_tokens(batch, catalogue):
   model = tiny.lazy_decoder(context_dropout=0.5)
   params = tiny.params(model)
 
-  @tiny.jit
+  @jax.jit
   def visible(key):
     rngs = None if key is None else {"dropout": key}
     context = model.apply(

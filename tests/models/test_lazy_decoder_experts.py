@@ -26,7 +26,7 @@ def model():
 @pytest.fixture(scope="module")
 def loads(model):
   """[MoE layers, E] of the forward pass alone."""
-  _, sown = tiny.jit(
+  _, sown = jax.jit(
     lambda p, b, c: model.apply({"params": p}, b, c, mutable=["loads"])
   )(tiny.params(model), tiny.batch(), tiny.catalogue())
   (found,) = jax.tree.leaves(sown["loads"])
@@ -46,7 +46,7 @@ def stepped(model):
     2: optax.sgd(0.1),  # as good as any here, and quick to compile
   }
 
-  @tiny.jit
+  @jax.jit
   def run(params):
     return {
       microbatches: step.train_step(

@@ -35,7 +35,7 @@ def _run(model, params, batch, catalogue):
     )
     return sum(jnp.sum(jnp.square(x)) for x in logits), (logits, sown)
 
-  grads, (logits, sown) = tiny.jit(jax.grad(loss, has_aux=True))(params)
+  grads, (logits, sown) = jax.jit(jax.grad(loss, has_aux=True))(params)
   return logits, grads, sown.get("loads", {})
 
 

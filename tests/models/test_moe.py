@@ -12,7 +12,6 @@ from jax.sharding import PartitionSpec
 from onerec_jax import config as config_lib
 from onerec_jax import partitioning
 from onerec_jax.models import moe
-from tests import tiny
 from tests.models.moe_oracle import (
   PADDING,
   SHAPE,
@@ -55,7 +54,7 @@ def test_output_and_loads_equal_a_loop_over_tokens_and_experts(
   assert loads.dtype == jnp.float32
   np.testing.assert_array_equal(loads, counts)
   # Without a place for the loads, the same.
-  alone = tiny.jit(module.apply)({"params": params}, x, weights)
+  alone = jax.jit(module.apply)({"params": params}, x, weights)
   np.testing.assert_allclose(alone, found, atol=1e-6)
 
 
@@ -90,8 +89,8 @@ def test_gradients_equal_those_of_every_expert_on_every_token(
     out = module.apply({"params": params}, x, weights).reshape(-1, D)
     return jnp.sum(jnp.sin(out) * draw(*out.shape, seed=9))
 
-  expected = tiny.jit(jax.grad(dense, argnums=(0, 1)))(params, x)
-  found = tiny.jit(jax.grad(ours, argnums=(0, 1)))(params, x)
+  expected = jax.jit(jax.grad(dense, argnums=(0, 1)))(params, x)
+  found = jax.jit(jax.grad(ours, argnums=(0, 1)))(params, x)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected
   )
@@ -175,14 +174,14 @@ def test_a_mesh_equals_one_device(sizes, shape):
     return jnp.sum(jnp.sin(out) * draw(*out.shape, seed=9)), (out, load)
 
   grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-  expected = tiny.jit(grad)(params, x, weights)
+  expected = jax.jit(grad)(params, x, weights)
   mesh = partitioning.make_mesh(config_lib.MeshConfig(*sizes))
   boxed = jax.eval_shape(module.init, jax.random.key(0), x, weights)["params"]
   whole = partitioning.replicated(mesh)
   rows = whole if shape[0] % 8 else partitioning.batch_sharding(mesh)
   places = (partitioning.tree_shardings(boxed, mesh), rows, rows)
   with jax.set_mesh(mesh):
-    found = tiny.jit(grad, in_shardings=places)(
+    found = jax.jit(grad, in_shardings=places)(
       *jax.device_put((params, x, weights), places)
     )
   jax.tree.map(
@@ -208,9 +207,9 @@ def test_tokens_meet_along_the_expert_axis_alone(sizes, collectives, rows):
   places = (partitioning.replicated(mesh), tokens, tokens)
   function = lambda params, *args: module.apply({"params": params}, *args)
   with jax.set_mesh(mesh):
-    traced = tiny.jit(
-      function, in_shardings=places, out_shardings=tokens
-    ).trace(parameters(module, 8), x, weights)
+    traced = jax.jit(function, in_shardings=places, out_shardings=tokens).trace(
+      parameters(module, 8), x, weights
+    )
     text = traced.lower().compile().as_text()
   products = re.findall(r"f32\[(\d+),\d+\]\S* = ragged_dot", str(traced.jaxpr))
   assert products == [str(rows)] * 2
@@ -249,7 +248,7 @@ def test_the_parameters_of_experts_lie_over_every_axis_but_data():
 def test_each_expert_starts_as_a_linear_layer_and_the_bias_at_zero():
   """10,000 entries an expert: the error of a deviation is under 1%."""
   module = moe.MoE(3, 1, 50)
-  init = tiny.jit(lambda *args: nn.unbox(module.init(*args)["params"]))
+  init = jax.jit(lambda *args: nn.unbox(module.init(*args)["params"]))
   params = init(jax.random.key(0), jnp.zeros((1, 100)), jnp.ones(1))
   deviations = lambda name: np.std(params[name]["kernel"], axis=(1, 2))
   np.testing.assert_allclose(deviations("wi"), 1 / 100**0.5, rtol=0.04)
@@ -276,9 +275,7 @@ def test_forward_flops_agree_with_the_compiler(k, shared):
     x = jax.ShapeDtypeStruct((N, D), jnp.float32)
     real = jax.ShapeDtypeStruct((N,), jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x, real)
-    run = tiny.jit(
-      lambda params, *args: module.apply({"params": params}, *args)
-    )
+    run = jax.jit(lambda params, *args: module.apply({"params": params}, *args))
     program = run.lower(variables["params"], x, real).compile()
     # The router, which grows with the experts too, is left out.
     return program.cost_analysis()["flops"] - 2 * N * D * experts

@@ -9,7 +9,6 @@ import pytest
 from flax import linen as nn
 
 from onerec_jax.models import moe
-from tests import tiny
 from tests.models.moe_oracle import (
   D,
   E,
@@ -66,7 +65,7 @@ def test_scanned_layers_sow_stacked_loads_that_balance_them():
     return jnp.sum(jnp.square(out)), sown["loads"]
 
   grad = jax.value_and_grad(loss, argnums=1, has_aux=True)
-  grad = tiny.jit(grad, static_argnums=0)
+  grad = jax.jit(grad, static_argnums=0)
   (found, loads), grads = grad(scanned, params)
   (expected, apart), grads_apart = grad(looped, pieces)
   np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -149,7 +148,7 @@ def _train(rate, steps=150):
     return params, (moe.max_load(loads), value)
 
   keys = jax.random.split(jax.random.key(1), steps)
-  _, (ratio, loss) = tiny.jit(functools.partial(jax.lax.scan, step))(
+  _, (ratio, loss) = jax.jit(functools.partial(jax.lax.scan, step))(
     params, keys
   )
   return ratio, loss[-10:].mean() / loss[:10].mean()

@@ -88,7 +88,7 @@ def context(model, params, batch, catalogue, row):
 def test_positions_equal_loops_in_numpy(batch, catalogue):
   model = MAKE["lazy_decoder"]()
   params = tiny.params(model)
-  inputs = tiny.jit(
+  inputs = jax.jit(
     lambda p: model.apply({"params": p}, batch, catalogue, method="read")
   )(params)
   wide = parts.float64(params)
@@ -124,7 +124,7 @@ def test_each_pathway_has_an_mlp_of_its_own(catalogue, batch):
     stops = {**{n: s for n, (_, s) in SLOTS.items()}, "lifelong": None}
     return {name: x[ends[name] : stops[name]].sum() for name in SLOTS}
 
-  jacobian = tiny.jit(jax.jacrev(sums))(params["reader"])
+  jacobian = jax.jit(jax.jacrev(sums))(params["reader"])
   for name, found in jacobian.items():
     for other in SLOTS:
       for layer in ("in", "out"):
@@ -146,7 +146,7 @@ def _reaches(name):
     logits = model.apply({"params": params}, batch, catalogue)
     return sum(jnp.sum(x * w, axis=-1) for x, w in zip(logits, weights))
 
-  found = tiny.jit(jax.jacrev(sums))(tiny.params(model))
+  found = jax.jit(jax.jacrev(sums))(tiny.params(model))
   queries = np.linalg.norm(found["reader"]["qformer"]["queries"], axis=(-1, -2))
   return np.linalg.norm(found["embedding"]["item"]["table"], axis=-1), queries
 
@@ -190,7 +190,7 @@ def test_step_by_step_equals_teacher_forcing(name, batch, catalogue):
   forced = parts.logits_of(model, params, batch, catalogue)
   codes = catalogue.codes[batch.targets[:, :1]]
 
-  @tiny.jit
+  @jax.jit
   def steps(params):
     def run(bound):
       context = bound.encode(
@@ -222,7 +222,7 @@ def test_flops_agree_with_the_compiler(name, batch, catalogue):
   B, S, T = 2, lengths.positions, 16
   shapes = tiny.shapes_of(batch, B, S, T)
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, catalogue)
-  compiled = tiny.jit(model.apply).lower(variables, shapes, catalogue).compile()
+  compiled = jax.jit(model.apply).lower(variables, shapes, catalogue).compile()
   counted = registry.forward_flops(model, B, S, T)
   assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
 

@@ -21,7 +21,7 @@ MAKE = {
 
 @functools.cache
 def _run(model, method):
-  return tiny.jit(
+  return jax.jit(
     lambda p, *args: model.apply({"params": p}, *args, method=method)
   )
 
@@ -214,7 +214,7 @@ def loss_and_gradients(model, batch):
     sums = loss(params, batch, tiny.catalogue(), None, None)
     return sums["loss"], sums
 
-  return tiny.jit(jax.value_and_grad(of, has_aux=True))(tiny.params(model))
+  return jax.jit(jax.value_and_grad(of, has_aux=True))(tiny.params(model))
 
 
 def cross_entropy(logit, label):
@@ -369,7 +369,7 @@ def test_flops_agree_with_the_compiler(batch, name):
   )  # fmt: skip
   items = tiny.catalogue()
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, items)
-  compiled = tiny.jit(model.apply).lower(variables, shapes, items).compile()
+  compiled = jax.jit(model.apply).lower(variables, shapes, items).compile()
   counted = registry.forward_flops(model, B, S, T)
   assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.06)
   kernels = sum(

@@ -22,7 +22,7 @@ def batch():
 
 
 def scores_of(model, batch, rngs=None):
-  run = tiny.jit(
+  run = jax.jit(
     lambda p: model.apply({"params": p}, batch, tiny.catalogue(), rngs=rngs)
   )
   return np.asarray(run(tiny.params(model)))
@@ -106,7 +106,7 @@ def test_the_state_depends_on_the_past_of_its_own_user_alone(model, batch):
     states = model.apply({"params": changed}, batch, method="states")
     return jnp.sum(states * weights, axis=-1)
 
-  jacobian = tiny.jit(jax.jacrev(sums))(params["item"]["table"])
+  jacobian = jax.jit(jax.jacrev(sums))(params["item"]["table"])
   norms = np.linalg.norm(jacobian, axis=-1)
   for row, target in tiny.SEES:
     _, events = _whole(batch, row, target)
@@ -139,7 +139,7 @@ def test_padding_is_never_recommended(scores):
 def test_pair_scores_are_the_same_scores(model, batch, scores):
   rng = np.random.default_rng(0)
   items = jnp.asarray(rng.integers(1, tiny.NUM_ITEMS + 1, (2, 5, 7)))
-  found = tiny.jit(
+  found = jax.jit(
     lambda p: model.apply({"params": p}, batch, items, method="pair_scores")
   )(tiny.params(model))
   expected = np.take_along_axis(scores, np.asarray(items), axis=-1)

@@ -84,7 +84,7 @@ def test_steps_with_a_cache_are_teacher_forcing(catalogue, m):
   expected = parts.logits_of(model, params, batch, catalogue)
   codes = catalogue.codes[batch.targets].reshape(2, 2, m * LEVELS)
 
-  @tiny.jit
+  @jax.jit
   def steps(params):
     apply = lambda *args, method: model.apply(
       {"params": params}, *args, method=method
@@ -156,7 +156,7 @@ def test_half_sessions_are_refused(catalogue):
 def test_experts_count_the_positions_of_real_sessions(catalogue):
   """Two experts a token, seven positions a session, both decoder layers."""
   model, batch = tiny.session_decoder(), tiny.session_batch(2)
-  _, sown = tiny.jit(
+  _, sown = jax.jit(
     lambda p: model.apply({"params": p}, batch, catalogue, mutable=["loads"])
   )(tiny.params(model))
   loads = [np.asarray(x).sum() for x in jax.tree.leaves(sown)]
@@ -189,7 +189,7 @@ def test_flops_agree_with_the_compiler(catalogue, m):
     visible_from=sized(T), visible_until=sized(T),
   )  # fmt: skip
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, catalogue)
-  compiled = tiny.jit(model.apply).lower(variables, shapes, catalogue).compile()
+  compiled = jax.jit(model.apply).lower(variables, shapes, catalogue).compile()
   counted = registry.forward_flops(model, B, S, T)
   assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
 
@@ -211,6 +211,6 @@ def test_the_loss_is_the_sum_over_the_sessions_codes(catalogue):
     for level in range(LEVELS):
       x = logits[level][row, target].astype(np.float64)
       total += np.log(np.exp(x).sum()) - x[codes[row, target, level]]
-  sums = tiny.jit(losses.make_loss(model))(params, batch, catalogue, None, None)
+  sums = jax.jit(losses.make_loss(model))(params, batch, catalogue, None, None)
   assert sums["count"] == 2 * len(tiny.SEES)
   assert float(sums["loss"]) == pytest.approx(total / LEVELS, rel=1e-4)

@@ -82,7 +82,7 @@ def user_vector(p, batch, row, positions):
 @pytest.fixture(scope="module")
 def vectors(model):
   """(users [B, T, D], items [I + 1, D]) by the model."""
-  apply = tiny.jit(
+  apply = jax.jit(
     lambda p: tuple(
       model.apply({"params": p}, of, tiny.catalogue(), method=method)
       for of, method in (
@@ -147,7 +147,7 @@ def test_the_corrected_loss_against_numpy(model, vectors):
     expected += np.log(sum(np.exp(logit(targets[j])) for j in real))
     expected -= logit(targets[n])
     number += 1
-  loss = tiny.jit(
+  loss = jax.jit(
     lambda *args: losses.make_loss(model)(*args, tiny.catalogue(), log_q, None)
   )
   sums = loss(tiny.params(model), batch)

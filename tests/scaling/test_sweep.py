@@ -236,8 +236,6 @@ def trained(tmp_path_factory):
   patch = pytest.MonkeyPatch()
   patch.chdir(ROOT)
   patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
-  # Half the time to compile.
-  patch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
   manifest = sweep.survey(found, folder, command(found.spec, folder))
   sweep.run_locally(manifest, folder, [0, 1])
   patch.undo()

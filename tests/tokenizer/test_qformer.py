@@ -23,7 +23,7 @@ from onerec_jax.tokenizer import (
   tokenize,
   vectorizer,
 )
-from tests import tiny, worlds
+from tests import worlds
 
 SMALL = config_lib.QFormerConfig(
   num_queries=2,
@@ -92,7 +92,7 @@ def test_network_is_the_formula():
   rng = np.random.default_rng(1)
   tokens = rng.normal(size=(3, 4, 5)).astype(np.float32)
   present = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]], bool)
-  found = tiny.jit(module.apply)({"params": params}, tokens, present)
+  found = jax.jit(module.apply)({"params": params}, tokens, present)
   assert found.shape == (3, 16)
   for row in (0, 1):
     expected = by_loops(params, tokens[row][present[row]], SMALL.num_heads)
@@ -108,7 +108,7 @@ def test_items_without_words_give_finite_gradients():
     tokens, present = jnp.zeros((2, 3, 5)), jnp.zeros((2, 3), bool)
     return module.apply({"params": params}, tokens, present).sum()
 
-  grads = jax.tree.leaves(tiny.jit(jax.grad(loss))(params))
+  grads = jax.tree.leaves(jax.jit(jax.grad(loss))(params))
   assert all(np.isfinite(g).all() for g in grads)
 
 
@@ -153,7 +153,7 @@ def test_contrastive_loss_is_the_formula():
     assert len(terms) == {0: 4, 1: 5, 2: 4, 3: 3, 4: 5}[row]
     own = math.exp(first[row] @ second[row] / 0.1)
     losses.append(-math.log(own / sum(terms)))
-  loss = tiny.jit(lambda *args: aligned.contrastive_loss(*args, 0.1))
+  loss = jax.jit(lambda *args: aligned.contrastive_loss(*args, 0.1))
   found = loss(first.astype(np.float32), second.astype(np.float32), pairs)
   np.testing.assert_allclose(found, np.mean(losses), rtol=1e-5)
 
@@ -163,7 +163,7 @@ def test_reconstruction_loss_is_the_mean_over_words_then_items():
   labels = np.array([[2, 0, 3], [1, -1, -1], [-1, -1, -1]], np.int32)
   chance = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
   item = [-np.log(chance[0, [2, 0, 3]]).mean(), -math.log(chance[1, 1]), 0]
-  found = tiny.jit(aligned.reconstruction_loss)(logits, labels)
+  found = jax.jit(aligned.reconstruction_loss)(logits, labels)
   np.testing.assert_allclose(found, np.mean(item), rtol=1e-5)
 
 
