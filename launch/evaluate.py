@@ -61,7 +61,8 @@ def main() -> None:
     for metric in tables.headline(tables.cutoffs(found)):
       for name in (metric, f"filtered/{metric}"):
         value = record["average"][name]
-        rich.print(f"{name:20} {value['mean']:.4f} ± {value['std']:.4f}")
+        spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
+        rich.print(f"{name:20} {value['mean']:.4f}{spread}")
   if _OUTPUT.value:
     files.write_json(_OUTPUT.value, {"split": _SPLIT.value, **record})
 

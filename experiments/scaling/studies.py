@@ -6,9 +6,9 @@ r"""What changes a model besides its size: studies on Amazon Beauty.
 
 codebook   codes of a level, 64 to 512 (V1 Table 3; losses are not comparable
            across codebooks, recall is)
-key_values how many layers of the context's keys there are, and whether values
-           are their own (V2 Table 3)
-groups     key/value heads that the query heads share (V2 Table 4)
+key_values how many layers of the context's keys there are, whether values are
+           their own (V2 Table 3), and how many query heads share a key head
+           (V2 Table 4); four layers of four heads
 pass_at_k  recall among the K best of a beam of 1,024, K from 8 (V1 Table 4)
 features   from ids of positive events alone to all pathways, on the simulated
            world (V1 Table 2; experiments/simulator/pathways.py)
@@ -31,8 +31,8 @@ _VARIANTS = {
       "model.kv_split": split,
     }
     for layers, split in ((1, 1), (1, 2), (2, 1), (4, 1))
-  },
-  "groups": {f"heads_{g}": {"model.num_kv_heads": g} for g in (4, 2, 1)},
+  }
+  | {f"heads_{heads}": {"model.num_kv_heads": heads} for heads in (2, 1)},
   "pass_at_k": {
     "pass_at_k": {
       "evaluation.cutoffs": (8, 64, 512, 1024),
@@ -69,7 +69,7 @@ def _variants(study: str) -> dict[str, config_lib.Config]:
     return {f"features_{name}": pathways.get_config(name) for name in names}
   base = lazy_decoder.get_config()
   base.training.num_epochs = 6.0
-  if study in ("key_values", "groups"):
+  if study == "key_values":
     base.model.num_layers = 4
   return {
     name: sweep.changed(base, changes)

@@ -217,7 +217,7 @@ def compare(
 
   Returns:
     For each model and figure: `model` (its number), `runs`, `sessions` (W),
-    `figure`, `mean`, `std` (over seeds; NaN of one), `logged` and `oracle` (the
+    `figure`, `mean`, `std` (over seeds; None of one), `logged` and `oracle` (the
     same figure of what the log shows and of the oracle), and but for the first
     model `difference`, `low`, `high`, `above_zero`; `queries`. See the module
     docstring for maxima.
@@ -239,7 +239,9 @@ def compare(
     found = bootstrap.intervals(values.mean(axis=0) - base, first.user)
     figures = values.mean(axis=1)
     for column, name in enumerate(names):
-      spread = figures[:, column].std(ddof=1) if len(seeds) > 1 else np.nan
+      spread = None
+      if len(seeds) > 1:
+        spread = float(figures[:, column].std(ddof=1))
       figure = name.rsplit("_", 1)[0]
       row = {
         "model": place,
@@ -247,7 +249,7 @@ def compare(
         "sessions": seeds[0].width,
         "figure": name,
         "mean": float(figures[:, column].mean()),
-        "std": float(spread),
+        "std": spread,
         "logged": float(first.log[figure].mean()),
         "oracle": float(first.oracle[figure].mean()),
         "queries": len(first.user),
@@ -311,7 +313,7 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     elif "difference" in row:
       ends = f"{row['low']:+.3g} … {row['high']:+.3g}"
       over = f"{row['difference']:+.3g}", ends
-    seeds = "" if np.isnan(row["std"]) else f"{row['std']:.2g}"
+    seeds = "" if row["std"] is None else f"{row['std']:.2g}"
     runs = " + ".join(row["runs"])
     table.add_row(figure, runs, f"{row['mean']:.4g}", seeds, *over)
   rich.print(table)

@@ -243,7 +243,7 @@ def aggregate(
     summaries: one `Evaluation.summary()` a seed.
 
   Returns:
-    metric → `mean`, `std` (of a sample: n - 1 in the denominator; NaN for a
+    metric → `mean`, `std` (of a sample: n - 1 in the denominator; None for a
     single seed, which says nothing of the spread) and `seeds`.
 
   Raises:
@@ -265,7 +265,7 @@ def aggregate(
     ):
       continue
     values = np.array([summary[key] for summary in summaries], np.float64)
-    std = float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+    std = float(values.std(ddof=1)) if len(values) > 1 else None
     result[key] = {
       "mean": float(values.mean()),
       "std": std,

@@ -355,7 +355,7 @@ def test_aggregate_gives_mean_and_sample_deviation():
   )
   assert "only" not in found
   assert "device" not in found
-  assert math.isnan(result.aggregate(runs[:1])["ndcg@10"]["std"])
+  assert result.aggregate(runs[:1])["ndcg@10"]["std"] is None
   runs[0]["beam_width"] = 5
   with pytest.raises(ValueError, match="beam_width is"):
     result.aggregate(runs)

@@ -9,8 +9,7 @@ from onerec_jax import config as config_lib
 
 FIELDS = {
   "codebook": {"tokenizer.num_codes"},
-  "key_values": {"model.kv_layers", "model.kv_split"},
-  "groups": {"model.num_kv_heads"},
+  "key_values": {"model.kv_layers", "model.kv_split", "model.num_kv_heads"},
   "pass_at_k": set(),
   "features": {
     "model.feature_embed_dim",
@@ -44,8 +43,8 @@ def test_runs_of_a_study_differ_in_its_subject(study):
 
 
 def test_seeds_are_runs_of_their_own():
-  runs = studies.get_sweep("groups:2")
-  assert [run.training.seed for run in runs.values()] == [0, 0, 0, 1, 1, 1]
+  runs = studies.get_sweep("codebook:2")
+  assert [run.training.seed for run in runs.values()] == [0] * 4 + [1] * 4
 
 
 @pytest.mark.parametrize("arg", ["codebok", "codebook:many"])
