@@ -217,10 +217,10 @@ def compare(
 
   Returns:
     For each model and figure: `model` (its number), `runs`, `sessions` (W),
-    `figure`, `mean`, `std` (over seeds; None of one), `logged` and `oracle` (the
-    same figure of what the log shows and of the oracle), and but for the first
-    model `difference`, `low`, `high`, `above_zero`; `queries`. See the module
-    docstring for maxima.
+    `figure`, `mean`, `std` (over seeds; None of one), `logged` and `oracle`
+    (the same figure of what the log shows and of the oracle), and but for the
+    first model `difference`, `low`, `high`, `above_zero`; `queries`. See the
+    module docstring for maxima.
 
   Raises:
     ValueError: they were measured on other requests, or seeds of one model
