@@ -14,7 +14,7 @@ import rich.table
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import files, workflow
+from onerec_jax import files, workflow, workflow_report
 from onerec_jax.evaluation import sessions
 
 _A = absl_flags.DEFINE_list("a", ["onerec_session"], "Runs of one model.")
@@ -47,7 +47,7 @@ def main() -> None:
     )  # fmt: skip
   rich.print(table)
   if _OUTPUT.value:
-    models = {n: workflow.summary(workdir, e) for n, e in found.items()}
+    models = {n: workflow_report.summary(workdir, e) for n, e in found.items()}
     record = {"split": _SPLIT.value, "models": models, "comparison": rows}
     files.write_json(_OUTPUT.value, record)
 

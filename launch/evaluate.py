@@ -15,7 +15,7 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import files, workflow
+from onerec_jax import files, runs, workflow, workflow_report
 from onerec_jax.evaluation import result, tables
 
 _MODELS = absl_flags.DEFINE_list(
@@ -43,17 +43,20 @@ def main() -> None:
   flags.start()
   workdir = flags.workdir()
   names = _MODELS.value or [
-    *workflow.finished_runs(workdir),
+    *runs.finished_runs(workdir),
     workflow.POPULARITY,
   ]
   if absent := {*_BASELINES.value} - {*names, *tables.BASELINES}:
     raise app.UsageError(
       f"--baselines has {', '.join(sorted(absent))}, which --models has not"
     )
-  found = [workflow.evaluate(workdir, name, _SPLIT.value) for name in names]
+  beside = next((n for n in names if n != workflow.POPULARITY), "")
+  found = [
+    workflow.evaluate(workdir, name, _SPLIT.value, beside) for name in names
+  ]
   compared = tables.print_table(found, baselines=_BASELINES.value)
   summaries = {
-    name: workflow.summary(workdir, e) for name, e in zip(names, found)
+    name: workflow_report.summary(workdir, e) for name, e in zip(names, found)
   }
   record = {"models": summaries, "comparisons": compared}
   if _AVERAGE.value:

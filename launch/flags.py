@@ -7,6 +7,7 @@ import functools
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 
@@ -19,9 +20,6 @@ from onerec_jax import config as config_lib
 
 _ROOT = pathlib.Path(__file__).resolve().parents[1]
 OWN_DATA = str(_ROOT / "experiments" / "tables" / "lazy_decoder.py")
-
-_INTERRUPTED = 130
-"""What a shell says of a program that Ctrl-C ended."""
 
 _WORKDIR = flags.DEFINE_string(
   "workdir", "", "Work directory; default: runs/<data set> (made if absent)."
@@ -46,7 +44,9 @@ def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
       sys.exit(f"error: {error}")
     except KeyboardInterrupt:
       print("interrupted; the same command goes on", file=sys.stderr)
-      sys.exit(_INTERRUPTED)
+      # A shell's loop ends only if its program died of the signal.
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+      signal.raise_signal(signal.SIGINT)
 
   return checked
 
@@ -66,9 +66,11 @@ def _unknown_fields_named() -> Iterator[None]:
   """Makes what ml_collections raises for --config.<field> one line."""
   try:
     yield
-  except (KeyError, AttributeError) as error:
-    text = str(error.args[0])
-    found = re.search(r"Field (\w+) not found|\.(\w+) does not exist", text)
+  except KeyError as error:
+    found = re.search(
+      r"Field (\w+) not found on dataclass|<class [^>]*>\.(\w+) does not exist",
+      str(error),
+    )
     if found is None:
       raise
     name = found[1] or found[2]
@@ -76,7 +78,8 @@ def _unknown_fields_named() -> Iterator[None]:
     hint = f"did you mean {near[0]}? " if near else ""
     sys.exit(
       f"error: the config has no field {name!r}; {hint}"
-      "onerec_jax/config.py and model_configs.py have them all"
+      "config.py, model_configs.py and alignment_config.py of onerec_jax have "
+      "them all"
     )
 
 

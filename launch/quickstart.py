@@ -15,7 +15,7 @@ from experiments.movielens import sasrec as movielens_sasrec
 from experiments.simulator import lazy_decoder as simulator
 from experiments.simulator import sasrec as simulator_sasrec
 from launch import flags
-from onerec_jax import workflow
+from onerec_jax import workflow, workflow_report
 from onerec_jax.evaluation import tables
 
 _EXPERIMENTS = {
@@ -46,10 +46,10 @@ def main() -> None:
   console.rule("evaluate")
   names = [*(config.name for config in configs), workflow.POPULARITY]
   evaluations = [workflow.evaluate(workdir, name) for name in names]
-  examples = workflow.examples(workdir, evaluations, _USERS.value)
+  examples = workflow_report.examples(workdir, evaluations, _USERS.value)
   tables.render_recommendations(examples)
   tables.print_table(evaluations)
-  page = workflow.report(workdir, evaluations, examples)
+  page = workflow_report.report(workdir, evaluations, examples)
   took = time.perf_counter() - start
   console.print(f"done in {took:.0f} s; look at {page}", highlight=False)
 

@@ -6,7 +6,7 @@ python -m launch.report --workdir=runs/movielens_100k --users=5
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import workflow
+from onerec_jax import runs, workflow, workflow_report
 
 _USERS = absl_flags.DEFINE_integer("users", 3, "Users to recommend to.")
 absl_flags.adopt_module_key_flags(flags)
@@ -17,10 +17,10 @@ def main() -> None:
   """Entry point."""
   flags.start()
   workdir = flags.workdir()
-  names = [*workflow.finished_runs(workdir), workflow.POPULARITY]
+  names = [*runs.finished_runs(workdir), workflow.POPULARITY]
   evaluations = [workflow.evaluate(workdir, name) for name in names]
-  examples = workflow.examples(workdir, evaluations, _USERS.value)
-  print(workflow.report(workdir, evaluations, examples))
+  examples = workflow_report.examples(workdir, evaluations, _USERS.value)
+  print(workflow_report.report(workdir, evaluations, examples))
 
 
 if __name__ == "__main__":

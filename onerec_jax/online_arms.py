@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, workflow
+from onerec_jax import files, runs
 from onerec_jax.data import shards
 from onerec_jax.inference import assemble, serving
 from onerec_jax.online_models import Model, cascade_answer, generator_answer
@@ -162,25 +162,25 @@ def world_of(
     FileNotFoundError: there is no such run.
     ValueError: runs of no world, or of several.
   """
-  runs = [run for name in arms for run in _runs_of(name)]
+  named = [run for name in arms for run in _runs_of(name)]
   made = {
     run: config_lib.from_dict(
       assemble.read_record(workdir, run)["config"]
     ).prepare
-    for run in runs or workflow.finished_runs(workdir)
+    for run in named or runs.finished_runs(workdir)
   }
-  for run in runs:
+  for run in named:
     if made[run].dataset != "simulator":
       raise ValueError(
         f"{run} was trained on {made[run].dataset}: a test is played in the "
         "world of the data set 'simulator'; train a run on it, as "
         "experiments/simulator/lazy_decoder.py"
       )
-    if made[run].simulation != made[runs[0]].simulation:
+    if made[run].simulation != made[named[0]].simulation:
       raise ValueError(
-        f"{runs[0]} and {run} were trained on different worlds: "
-        f"{made[runs[0]].simulation} is not {made[run].simulation}; train both "
-        "with one prepare.simulation"
+        f"{named[0]} and {run} were trained on different worlds: "
+        f"{made[named[0]].simulation} is not {made[run].simulation}; train "
+        "both with one prepare.simulation"
       )
   worlds = [c.simulation for c in made.values() if c.dataset == "simulator"]
   if not worlds:

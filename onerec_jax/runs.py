@@ -108,6 +108,8 @@ def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
       files.write_json(path, found)
     return
   old = files.read_json(path)
+  # A field that has come since has its default there.
+  old["config"] = config_lib.to_dict(config_lib.from_dict(old["config"]))
   changes = _differences(_identity(old), _identity(found))
   if changes:
     raise ValueError(
@@ -149,6 +151,15 @@ def once(
   progress = train(mesh, run)
   if jax.process_index() == 0:
     files.write_json(run / "finished.json", dataclasses.asdict(progress))
+
+
+def finished_runs(workdir: files.PathLike) -> list[str]:
+  """Names of the runs that have parameters, oldest first."""
+  best = pathlib.Path(workdir).glob("models/*/best.json")
+  return [
+    path.parent.name
+    for path in sorted(best, key=lambda path: path.stat().st_mtime)
+  ]
 
 
 def say_if_stopped(workdir: files.PathLike, name: str) -> None:
@@ -205,10 +216,11 @@ def _check_cutoffs(config: config_lib.Config, num_items: int) -> None:
       f"{num_items} items there are; set, say, "
       f"--config.evaluation.cutoffs='(1,)' --config.evaluation.select=ndcg@1"
     )
-  generates = isinstance(config.model, model_configs.GeneratorConfig)
-  if (
-    generates and max(config.evaluation.cutoffs) > config.evaluation.beam_width
-  ):
+  searched = (
+    isinstance(config.model, model_configs.GeneratorConfig)
+    and config.pipeline.targets != "session"  # whose cutoff is their length
+  )
+  if searched and max(config.evaluation.cutoffs) > config.evaluation.beam_width:
     raise ValueError(
       f"evaluation.cutoffs={config.evaluation.cutoffs} ask for more than the "
       f"evaluation.beam_width={config.evaluation.beam_width} beams that are "
@@ -219,13 +231,15 @@ def _check_cutoffs(config: config_lib.Config, num_items: int) -> None:
 def _check_select(config: config_lib.Config) -> None:
   """Refuses a figure that no validation has, or that is best when low."""
   select = config.evaluation.select
+  rewards = isinstance(config.model, model_configs.RewardConfig)
   if select == "loss":
+    better = "auc" if rewards else "ndcg@10"
     raise ValueError(
       "evaluation.select=loss: the checkpoint of the highest figure is kept, "
       "and a loss is best when low; set, say, "
-      "--config.evaluation.select=ndcg@10"
+      f"--config.evaluation.select={better}"
     )
-  if isinstance(config.model, model_configs.RewardConfig):
+  if rewards:
     if "@" in select:
       raise ValueError(
         f"evaluation.select={select!r} is a figure of recommendations, and a "

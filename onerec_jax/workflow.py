@@ -6,7 +6,7 @@ these; so may you, from Python.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,10 +15,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning, runs, semantic_ids
+from onerec_jax import (
+  files,
+  model_configs,
+  partitioning,
+  runs,
+  semantic_ids,
+)
 from onerec_jax.data import pipeline, prepare, shards, splits
 from onerec_jax.data.batch import Batch
-from onerec_jax.evaluation import held_out, protocol, sessions, tables
+from onerec_jax.evaluation import held_out, protocol, sessions
 from onerec_jax.evaluation import rewards as reward_figures
 from onerec_jax.evaluation.result import Evaluation, location
 from onerec_jax.inference import assemble, retrieval
@@ -222,7 +228,7 @@ def _evaluate(
 
 
 def evaluate(
-  workdir: files.PathLike, name: str, split: str = "test"
+  workdir: files.PathLike, name: str, split: str = "test", beside: str = ""
 ) -> Evaluation:
   """Measures the best parameters of a run on a whole split, once.
 
@@ -230,9 +236,10 @@ def evaluate(
     workdir: the work directory.
     name: of the run, or `popularity`.
     split: `validation` or `test`.
+    beside: of popularity (`evaluate_popularity`).
   """
   if name == POPULARITY:
-    return evaluate_popularity(workdir, split)
+    return evaluate_popularity(workdir, split, beside)
   finished = assemble.run_directory(workdir, name) / "finished.json"
   if _is_newer(location(workdir, name, split), finished) and _same_data(
     workdir, name
@@ -302,20 +309,27 @@ def _same_data(workdir: files.PathLike, name: str) -> bool:
 
 
 def evaluate_popularity(
-  workdir: files.PathLike, split: str = "test"
+  workdir: files.PathLike, split: str = "test", beside: str = ""
 ) -> Evaluation:
   """The baseline that recommends the most popular items to everybody.
 
-  Asked what the latest trained run is, at its cutoffs, to stand beside it.
+  Args:
+    workdir: the work directory.
+    split: `validation` or `test`.
+    beside: a run: asked what that is, at its cutoffs; default: the latest that
+      recommends.
   """
   prepared = shards.PreparedData.open(workdir)
   config = config_lib.Config(name=POPULARITY)
-  for name in finished_runs(workdir)[-1:]:
-    record = files.read_json(
-      assemble.run_directory(workdir, name) / "config.json"
-    )
-    config.evaluation.cutoffs = tuple(record["config"]["evaluation"]["cutoffs"])
-    config.pipeline.imitate = record["config"]["pipeline"]["imitate"]
+  names = [beside] if beside else runs.finished_runs(workdir)
+  trained = [
+    config_lib.from_dict(assemble.read_record(workdir, name)["config"])
+    for name in names
+  ]
+  for run in trained:
+    if not isinstance(run.model, model_configs.RewardConfig):
+      config.evaluation.cutoffs = run.evaluation.cutoffs
+      config.pipeline.imitate = run.pipeline.imitate
   path = location(workdir, POPULARITY, split)
   if _is_newer(path, prepared.directory / shards.MANIFEST):
     found = Evaluation.load(workdir, POPULARITY, split)
@@ -328,78 +342,4 @@ def evaluate_popularity(
     config, prepared, None, retrieve, split, None, progress=True
   )
   found.save(workdir)
-  return found
-
-
-def finished_runs(workdir: files.PathLike) -> Sequence[str]:
-  """Names of the runs that have parameters, oldest first."""
-  best = pathlib.Path(workdir).glob("models/*/best.json")
-  return [
-    path.parent.name
-    for path in sorted(best, key=lambda path: path.stat().st_mtime)
-  ]
-
-
-def examples(
-  workdir: files.PathLike, evaluations: Sequence[Evaluation], number: int
-) -> list[tables.Example]:
-  """What the models recommend to a few users, evenly spread over all."""
-  prepared = shards.PreparedData.open(workdir, verify=False)
-  asked = np.unique(evaluations[0].user)
-  places = np.linspace(0, len(asked) - 1, min(number, len(asked)))
-  users = asked[places.round().astype(int)].tolist()
-  histories = {}
-  for user in users:
-    record = prepared.user(user - 1)
-    test = np.flatnonzero(record.split == splits.TEST)
-    histories[user] = record.items[: test[0]].tolist()
-  raw = prepared.items["raw_id"].to_pylist()
-  titles = [""] + [
-    title or str(item)
-    for title, item in zip(prepared.items["title"].to_pylist(), raw)
-  ]
-  names = dict(
-    zip(users, (f"user {prepared.users['raw_id'][u - 1]}" for u in users))
-  )
-  return tables.examples(evaluations, histories, titles, names=names)
-
-
-def report(
-  workdir: files.PathLike,
-  evaluations: Sequence[Evaluation],
-  shown: Sequence[tables.Example],
-) -> pathlib.Path:
-  """Writes <workdir>/report.html; returns its path."""
-  # Here, for it brings matplotlib: a fifth of the time every program takes to
-  # start.
-  from onerec_jax.evaluation import report as report_page
-
-  semantic = None
-  for evaluation in evaluations:
-    path = assemble.run_directory(workdir, evaluation.name) / "config.json"
-    name = files.read_json(path)["semantic_ids"] if path.exists() else ""
-    if name:
-      folder = semantic_ids.find(workdir, name)
-      semantic = semantic_ids.SemanticIds.load(folder)
-      break
-  return report_page.write_report(
-    workdir, evaluations, shown, semantic=semantic
-  )
-
-
-def summary(workdir: files.PathLike, evaluation: Evaluation) -> dict[str, Any]:
-  """An evaluation's figures with what training took, for the ledger.
-
-  Adds `train_s` (steps alone), `best_step` and the run's `config`; nothing
-  for a baseline that is not trained.
-  """
-  run = assemble.run_directory(workdir, evaluation.name)
-  found = evaluation.summary()
-  if (run / "finished.json").exists():
-    progress = files.read_json(run / "finished.json")
-    found |= {
-      "train_s": progress["seconds"],
-      "best_step": progress["best_step"],
-      "config": files.read_json(run / "config.json")["config"],
-    }
   return found

@@ -8,7 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from onerec_jax import files, model_configs, partitioning, workflow
+from onerec_jax import (
+  files,
+  model_configs,
+  partitioning,
+  runs,
+  workflow,
+  workflow_report,
+)
 from onerec_jax.data import pipeline, splits
 from onerec_jax.evaluation import protocol, tables
 from onerec_jax.evaluation.result import location
@@ -142,10 +149,13 @@ def test_popularity_is_asked_what_the_latest_run_is(trained):
     liked += [(user.user, item) for item in user.items[kept].tolist()]
   assert sorted(zip(found.user.tolist(), found.target.tolist())) == liked
   assert 0 < len(liked) < len(every.user)
+  # Beside a run that is asked for, whichever was trained last.
+  own = workflow.evaluate(folder, workflow.POPULARITY, beside="tiny")
+  assert own.metrics == every.metrics
   with pytest.raises(ValueError, match="measured on different queries"):
     tables.print_table([every, found])
   with pytest.raises(ValueError, match="measured on different queries"):
-    workflow.report(folder, [every, found], [])
+    workflow_report.report(folder, [every, found], [])
 
 
 def test_popularity_is_measured_anew_for_new_data(trained, count):
@@ -197,7 +207,7 @@ def test_examples_show_what_came_before_the_test_event(trained):
   evaluations = [
     workflow.evaluate(folder, name) for name in ("tiny", workflow.POPULARITY)
   ]
-  shown = workflow.examples(folder, evaluations, 4)
+  shown = workflow_report.examples(folder, evaluations, 4)
   by_name = {
     f"user {system.prepared.users['raw_id'][user - 1]}": (before, target)
     for user, before, target in histories(system, splits.TEST)
@@ -213,7 +223,7 @@ def test_examples_show_what_came_before_the_test_event(trained):
     for listed in example.lists.values():
       assert not {item.id for item in listed} & set(before)
   # More than there are: everybody, once.
-  assert len(workflow.examples(folder, evaluations, 99)) == 20
+  assert len(workflow_report.examples(folder, evaluations, 99)) == 20
 
 
 def test_a_finished_run_is_skipped_and_leaves_every_file_alone(trained, capsys):
@@ -223,6 +233,20 @@ def test_a_finished_run_is_skipped_and_leaves_every_file_alone(trained, capsys):
   assert "tiny: trained already, skipped" in capsys.readouterr().out
   after = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
   assert after == before
+
+
+def test_a_run_of_before_a_field_came_is_the_same_run(trained, capsys):
+  folder, system = trained
+  path = folder / "models" / "tiny" / "config.json"
+  content = path.read_bytes()
+  record = files.read_json(path)
+  del record["config"]["alignment"]["format_weight"]
+  try:
+    files.write_json(path, record)
+    workflow.train(system.config, folder)
+  finally:
+    files.write_bytes(path, content)
+  assert "tiny: trained already, skipped" in capsys.readouterr().out
 
 
 def test_another_run_under_the_same_name_is_refused(trained):
@@ -309,8 +333,8 @@ def test_runs_are_those_with_parameters_oldest_first(tmp_path):
     if name != "unborn":
       files.write_json(run / "best.json", {"step": 1})
       os.utime(run / "best.json", ns=(10 - place, 10 - place))
-  assert workflow.finished_runs(tmp_path) == ["first", "second"]
-  assert workflow.finished_runs(tmp_path / "nowhere") == []
+  assert runs.finished_runs(tmp_path) == ["first", "second"]
+  assert runs.finished_runs(tmp_path / "nowhere") == []
 
 
 def test_the_report_shows_every_evaluation(trained):
@@ -318,7 +342,7 @@ def test_the_report_shows_every_evaluation(trained):
   evaluations = [
     workflow.evaluate(folder, name) for name in ("tiny", workflow.POPULARITY)
   ]
-  path = workflow.report(folder, evaluations, [])
+  path = workflow_report.report(folder, evaluations, [])
   assert path == folder / "report.html"
   page = path.read_text()
   for evaluation in evaluations:

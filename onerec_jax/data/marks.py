@@ -48,7 +48,7 @@ def positive(condition: str, columns: Collection[str]) -> str:
 
 
 def note(given: str, condition: str, marked: int, events: int) -> str:
-  """What to say where the default of prepare.positive tells nothing apart.
+  """What to say where the default of prepare.positive marks nothing.
 
   Args:
     given: prepare.positive.
@@ -57,16 +57,15 @@ def note(given: str, condition: str, marked: int, events: int) -> str:
     events: all events.
 
   Returns:
-    A sentence, or nothing where some events meet it and others do not, where
-    the condition was given, or where the data have no feedback.
+    A sentence, or nothing where some events meet it, where the condition was
+    given, or where the data have no feedback.
   """
-  if given.strip() or condition == _EVERY or 0 < marked < events:
+  if given.strip() or condition == _EVERY or marked:
     return ""
   return (
-    f"the default of prepare.positive, {condition}, marks "
-    f"{'all' if marked else 'none'} of the {events:,} events as positive "
-    "feedback; if your scale is another, set it, as "
-    "--config.prepare.positive='rating >= 1'"
+    f"the default of prepare.positive, {condition}, marks none of the "
+    f"{events:,} events as positive feedback; if yours is on another scale, "
+    "set it, as --config.prepare.positive='rating >= 1'"
   )
 
 

@@ -66,11 +66,14 @@ def as_it_is(config: PrepareConfig, directory: pathlib.Path) -> pathlib.Path:
   there = manifest.get("prepare", {})
   usual = settings(PrepareConfig(dataset="tables"))
   for name, value in settings(config).items():
-    if name != "dataset" and value not in (usual[name], there.get(name, value)):
+    if name in ("dataset", "simulation"):
+      continue
+    if value not in (usual[name], there.get(name, value)):
       raise ValueError(
         f"{directory} was prepared with prepare.{name}={there[name]!r}, and "
         f"this is {value!r}: name the events again with "
-        "--config.prepare.events to prepare anew, or leave it out"
+        "--config.prepare.events to prepare anew, or set "
+        f"--config.prepare.{name}={there[name]!r}"
       )
   return directory
 

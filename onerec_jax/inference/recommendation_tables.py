@@ -64,14 +64,20 @@ def read_requests(path: files.PathLike) -> tuple[list[str], list[Request]]:
 def _read(path: pathlib.Path) -> pa.Table:
   if not path.exists():
     raise FileNotFoundError(f"{path}: no such file of users")
-  if path.suffix == ".parquet":
+  if path.suffix == ".parquet" or path.is_dir():
     return pq.read_table(path)
   if path.suffix != ".csv":
     raise ValueError(f"{path}: users are read from .parquet or .csv")
+  # As events are read: an id may be `NA`.
   text = pa_csv.ConvertOptions(
-    column_types={"user_id": pa.string()}, strings_can_be_null=True
+    column_types={"user_id": pa.string()},
+    strings_can_be_null=True,
+    null_values=[""],
   )
-  table = pa_csv.read_csv(path, convert_options=text)
+  try:
+    table = pa_csv.read_csv(path, convert_options=text)
+  except pa.ArrowInvalid as error:
+    raise ValueError(f"{path} is no CSV file: {error}") from error
   if "history" in table.schema.names:
     raise ValueError(
       f"{path}: a CSV file has no lists; give `history` in a Parquet file"

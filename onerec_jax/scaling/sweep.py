@@ -291,25 +291,30 @@ def run_locally(
 
 
 def _run(command: list[str]) -> int:
-  """A command's exit status; SIGTERM to this process is passed on to it."""
-  stopped = False
+  """A command's exit status; SIGTERM and Ctrl-C are passed on to it."""
+  got = []
   child = None
 
   def stop(signum, frame):
-    nonlocal stopped
     del frame
-    stopped = True
+    got.append(signum)
     if child is not None:
       child.send_signal(signum)
 
-  previous = signal.signal(signal.SIGTERM, stop)
+  both = signal.SIGTERM, signal.SIGINT
+  previous = {one: signal.signal(one, stop) for one in both}
   try:
-    child = subprocess.Popen(command)
-    if stopped:  # between the two lines above
-      child.send_signal(signal.SIGTERM)
+    # In a group of its own, or a terminal's Ctrl-C would come to it twice, and
+    # the second does not wait until all is saved.
+    child = subprocess.Popen(command, process_group=0)
+    for signum in got:  # between the two lines above
+      child.send_signal(signum)
     status = child.wait()
   finally:
-    signal.signal(signal.SIGTERM, previous)
-  if stopped:
+    for one, handler in previous.items():
+      signal.signal(one, handler)
+  if signal.SIGINT in got:
+    raise KeyboardInterrupt
+  if got:
     raise SystemExit(loop.PREEMPTED)
   return status

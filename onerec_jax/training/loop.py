@@ -106,7 +106,8 @@ def train(
     FloatingPointError: a loss or gradient was not finite and training.on_nan
       is `error`.
     ValueError: with a gate, the start's figure is not finite.
-    SystemExit: with status 75 after SIGTERM or Ctrl-C, once the state is saved.
+    SystemExit: with status 75 after SIGTERM, once the state is saved.
+    KeyboardInterrupt: after Ctrl-C, likewise; at once after a second one.
   """
   run = pathlib.Path(run)
   # Before a mesh is in force: this measures one device.
@@ -155,7 +156,7 @@ class _Loop:
     )
     self._step_flops = work.flops()
     self._peak, self._matmul = hardware
-    self._preempted = self._tracing = False
+    self._preempted = self._interrupted = self._tracing = False
     self._progress, self._window = Progress(), Window()
 
   def begin(self, example, catalogue):
@@ -198,6 +199,7 @@ class _Loop:
       previous = {
         one: signal.signal(one, self._stop_soon)
         for one in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(one) is not signal.SIG_IGN  # as under nohup
       }
     start, sharding = self._start, partitioning.batch_sharding(self._mesh)
     try:
@@ -238,7 +240,9 @@ class _Loop:
           break
         if self._preempted and saves and not last:
           self._checkpoints.wait()
-          self.writer.say(f"preempted: saved step {done}, run again to resume")
+          self.writer.say(f"stopped: saved step {done}, run again to resume")
+          if self._interrupted:
+            raise KeyboardInterrupt
           raise SystemExit(PREEMPTED)
       self._checkpoints.wait()
     finally:
@@ -253,6 +257,7 @@ class _Loop:
     del frame
     self._preempted = True
     if signum == signal.SIGINT:
+      self._interrupted = True
       self.writer.say("stopping after this step; Ctrl-C again stops at once")
       signal.signal(signal.SIGINT, signal.default_int_handler)
 

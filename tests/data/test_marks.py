@@ -173,7 +173,7 @@ def test_bad_condition_names_its_option(tmp_path, option, condition):
   ("given", "condition", "marked", "expected"),
   [
     ("", "rating >= 4", 0, "rating >= 4, marks none of the 1,200 events"),
-    ("", "rating >= 4", 1200, "rating >= 4, marks all of the 1,200 events"),
+    ("", "rating >= 4", 1200, ""),
     ("", '"like"', 0, '"like", marks none'),
     ("", "rating >= 4", 1, ""),
     ("", "rating >= 4", 1199, ""),

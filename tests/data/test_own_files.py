@@ -66,7 +66,10 @@ def test_categories_in_one_file_are_strings_in_another(tmp_path, first):
 @pytest.mark.parametrize(
   ("values", "match"),
   [
-    ({"item_id": [7]}, "b.parquet: its columns do not go .*item_id.*one type"),
+    (
+      {"item_id": [7.5]},
+      "b.parquet: its columns do not go .*item_id.*one type",
+    ),
     ({"timestamp_ms": [2.0**60]}, "one type in all files"),
   ],
 )
@@ -76,6 +79,16 @@ def test_types_that_do_not_go_together(tmp_path, values, match):
   with pytest.raises(schema.TableError, match=match) as error:
     load(write(tmp_path, a=first, b=B | values))
   assert str(tmp_path) in str(error.value)
+
+
+def test_ids_and_flags_of_several_types_are_what_they_mean(tmp_path):
+  """Numbers beside text, and 0 or 1 beside true or false, in either order."""
+  text = A | {"user_id": ["u"], "like": [True]}
+  number = A | {"user_id": [7], "like": [0]}
+  for place, (one, other) in enumerate([(text, number), (number, text)]):
+    found, _ = load(write(tmp_path / str(place), a=one, b=other))
+    assert sorted(found["user_id"]) == ["7", "u"]
+    assert sorted(found["like"]) == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -323,15 +323,23 @@ def test_a_table_of_users(recommenders, tmp_path):
 def test_tables_of_users_as_they_occur(recommenders, tmp_path):
   """CSV in and out; ids that pandas made floats of beside a null."""
   source = tmp_path / "users.csv"
-  source.write_text("user_id,age\nu-1,3\n007,4\n")
+  source.write_text("user_id,age\nu-1,3\n007,4\nNA,\n")
   users, requests = recommendation_tables.read_requests(source)
-  assert users == [request.user for request in requests] == ["u-1", "007"]
+  assert users == ["u-1", "007", "NA"]
+  assert users == [request.user for request in requests]
+  source.write_text("")
+  with pytest.raises(ValueError, match="users.csv is no CSV file"):
+    recommendation_tables.read_requests(source)
   source.write_text("user_id,history\nu-1,it_1\n")
   with pytest.raises(ValueError, match="a CSV file has no lists"):
     recommendation_tables.read_requests(source)
   floats = tmp_path / "users.parquet"
   pq.write_table(pa.table({"user_id": [1.0, 20.0]}), floats)
   assert recommendation_tables.read_requests(floats)[0] == ["1", "20"]
+  folder = tmp_path / "users"
+  folder.mkdir()
+  floats.rename(folder / "0.parquet")
+  assert recommendation_tables.read_requests(folder)[0] == ["1", "20"]
   with pytest.raises(FileNotFoundError, match="none.csv: no such file"):
     recommendation_tables.read_requests(tmp_path / "none.csv")
   other = tmp_path / "users.txt"

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -66,13 +67,19 @@ def test_a_config_field_that_is_not_there_is_named(arguments, told):
   assert told in line
 
 
-def test_ctrl_c_is_one_line(capsys):
+def test_ctrl_c_is_one_line_and_ends_loops_of_shells(monkeypatch, capsys):
   def interrupted():
     raise KeyboardInterrupt
 
-  with pytest.raises(SystemExit) as stopped:
+  raised = []
+  monkeypatch.setattr(flags.signal, "raise_signal", raised.append)
+  handler = signal.getsignal(signal.SIGINT)
+  try:
     flags.program(interrupted)(["launch.any"])
-  assert stopped.value.code == 130
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGINT, handler)
+  assert raised == [signal.SIGINT]
   told = "interrupted; the same command goes on\n"
   assert capsys.readouterr().err == told
 
@@ -113,7 +120,7 @@ def test_what_evaluation_prints_is_in_its_json(tmp_path, monkeypatch, capsys):
     "mine": _evaluation("mine", [1, 1, 1, 0]),
     "popularity": _evaluation("popularity", [0, 1, 0, 0]),
   }
-  monkeypatch.setattr(workflow, "evaluate", lambda _, name, split: found[name])
+  monkeypatch.setattr(workflow, "evaluate", lambda _, name, *__: found[name])
   monkeypatch.setattr(flags, "workdir", lambda: tmp_path)
   program._MODELS.value = [*found]
   program._OUTPUT.value = str(tmp_path / "found.json")

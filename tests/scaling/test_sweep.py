@@ -220,6 +220,25 @@ def test_sigterm_goes_to_the_run_and_ends_the_sweep(tmp_path):
   assert signal.getsignal(signal.SIGTERM) == before
 
 
+def test_ctrl_c_comes_to_the_run_once_and_ends_the_sweep(tmp_path):
+  manifest = fake_manifest(
+    tmp_path,
+    {
+      "one": "trap 'echo x >> caught; sleep 0.3; exit 1' INT; "
+      f"ps -o pgid= $$ > group; kill -INT {os.getpid()}; "
+      "while :; do sleep 0.02; done",
+      "two": "touch finished.json",
+    },
+  )
+  with pytest.raises(KeyboardInterrupt):
+    sweep.run_locally(manifest, tmp_path, [0, 1])
+  run = tmp_path / "models" / "one"
+  assert (run / "caught").read_text() == "x\n"
+  # What a terminal sends to this process's group does not come there as well.
+  assert int((run / "group").read_text()) != os.getpgid(0)
+  assert (tmp_path / "models" / "log").read_text() == "one\n"
+
+
 # --- A sweep of two tiny runs -----------------------------------------------
 
 

@@ -109,9 +109,9 @@ def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path):
       signal.raise_signal(signal.SIGINT)
     return _steady()(params)
 
-  with pytest.raises(SystemExit) as stopped:
+  # As ever: what ends on it in a shell or a notebook still does.
+  with pytest.raises(KeyboardInterrupt):
     _train(tiny, tmp_path, interrupted)
-  assert stopped.value.code == loop.PREEMPTED
   assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 5
   assert signal.getsignal(signal.SIGINT) is before
   _train(tiny, tmp_path, _steady())

@@ -142,24 +142,44 @@ def _read_parquet(paths: list[pathlib.Path]) -> pa.RecordBatchReader:
       yield from reader
     except pa.ArrowInvalid as error:
       # Whole numbers beyond 2^53, say, where another file has fractions.
-      raise schema.TableError(
-        f"{paths[0].parent}: {error}; {_ONE_TYPE}"
-      ) from error
+      where = paths[0].parent if len(paths) > 1 else paths[0]
+      raise schema.TableError(f"{where}: {error}; {_ONE_TYPE}") from error
 
   return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
 
 def _joined(name: str, before: pa.Schema, found: pa.Schema) -> pa.Schema:
   """The columns of both, each of a type that holds the values of both."""
+  both = [_decoded(before), _decoded(found)]
+  for column in {*both[0].names} & {*both[1].names}:
+    both = [_widened(one, column, both) for one in both]
   try:
-    return pa.unify_schemas(
-      [_decoded(before), _decoded(found)], promote_options="permissive"
-    )
+    return pa.unify_schemas(both, promote_options="permissive")
   except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
     raise schema.TableError(
       f"{name}: its columns do not go with those of the files before it "
       f"({error}); {_ONE_TYPE}"
     ) from error
+
+
+def _widened(given: pa.Schema, column: str, both: list[pa.Schema]) -> pa.Schema:
+  """With whole numbers beside text as text, and flags beside them as numbers.
+
+  Of known columns, whose meaning that does not change.
+  """
+  types = {one.field(column).type for one in both}
+  known = schema.EVENTS.get(column)
+  kind, wide = known.kind if known else "", None
+  if kind in ("id", "text") and types & {pa.string(), pa.large_string()}:
+    numbers = types - {pa.string(), pa.large_string()}
+    wide = pa.string() if all(map(pa.types.is_integer, numbers)) else None
+  if kind == "flag" and pa.bool_() in types:
+    numbers = types - {pa.bool_()}
+    wide = pa.int64() if all(map(pa.types.is_integer, numbers)) else None
+  if wide is None:
+    return given
+  place = given.get_field_index(column)
+  return given.set(place, given.field(place).with_type(wide))
 
 
 def _decoded(given: pa.Schema) -> pa.Schema:

@@ -1,0 +1,55 @@
+"""What is refused before anything is compiled."""
+
+import pytest
+
+from onerec_jax import config as config_lib
+from onerec_jax import model_configs, partitioning, runs
+
+MODELS = {
+  "lazy": model_configs.LazyDecoderConfig(),
+  "sasrec": model_configs.SASRecConfig(),
+  "session": model_configs.SessionDecoderConfig(session_items=5),
+  "p_score": model_configs.PScoreConfig(),
+}
+
+
+def check(model, **evaluation):
+  c = config_lib.Config(model=MODELS[model])
+  if model == "session":
+    c.pipeline.targets, c.pipeline.row_targets = "session", 20
+  for name, value in evaluation.items():
+    setattr(c.evaluation, name, value)
+  runs.check(c, partitioning.make_mesh(c.mesh), 100)
+
+
+@pytest.mark.parametrize(
+  ("model", "settings"),
+  [
+    ("lazy", {"select": "filtered/ndcg@5"}),
+    ("lazy", {"select": "coverage@20", "cutoffs": (20,), "beam_width": 20}),
+    # Of all items there is always a list that is long enough.
+    ("sasrec", {"beam_width": 5}),
+    ("session", {"select": "filtered/ndcg@5", "beam_width": 8}),
+    ("p_score", {"select": "auc"}),
+    ("p_score", {"select": "user_auc_like"}),
+  ],
+)
+def test_what_can_be_judged_is_let_through(model, settings):
+  check(model, **settings)
+
+
+@pytest.mark.parametrize(
+  ("model", "settings", "told"),
+  [
+    ("lazy", {"beam_width": 8}, "more than the evaluation.beam_width=8 beams"),
+    ("lazy", {"cutoffs": (101,)}, "more than the 100 items"),
+    ("lazy", {"select": "auc"}, "none of the cutoffs .5, 10."),
+    ("lazy", {"select": "loss"}, "select=ndcg@10"),
+    ("session", {}, "'ndcg@10' is at none of the cutoffs .5,."),
+    ("p_score", {}, "'ndcg@10' is a figure of recommendations.*select=auc"),
+    ("p_score", {"select": "loss"}, "best when low.*select=auc"),
+  ],
+)
+def test_what_no_validation_would_have_is_refused(model, settings, told):
+  with pytest.raises(ValueError, match=told):
+    check(model, **settings)
