@@ -225,7 +225,8 @@ def test_ctrl_c_comes_to_the_run_once_and_ends_the_sweep(tmp_path):
     tmp_path,
     {
       "one": "trap 'echo x >> caught; sleep 0.3; exit 1' INT; "
-      f"ps -o pgid= $$ > group; kill -INT {os.getpid()}; "
+      f"{sys.executable} -c 'import os; print(os.getpgid(0))' > group; "
+      f"kill -INT {os.getpid()}; "
       "while :; do sleep 0.02; done",
       "two": "touch finished.json",
     },
