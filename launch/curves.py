@@ -45,7 +45,9 @@ def main() -> None:
   for curve in found:
     means = curve.values.mean(0)
     three = means[0], means[len(means) // 2], means[-1]
-    table.add_row(curve.figure, curve.model, *(f"{x:.4g}" for x in three))
+    name, *others = curve.model.split("+")
+    name += f" ({1 + len(others)} seeds)" if others else ""
+    table.add_row(curve.figure, name, *(f"{x:.4g}" for x in three))
   rich.print(table)
   if _OUTPUT.value:
     files.write_bytes(_OUTPUT.value, curves.draw(found, _LOG.value))

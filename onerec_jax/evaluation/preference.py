@@ -314,6 +314,7 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
       ends = f"{row['low']:+.3g} … {row['high']:+.3g}"
       over = f"{row['difference']:+.3g}", ends
     seeds = "" if row["std"] is None else f"{row['std']:.2g}"
-    runs = " + ".join(row["runs"])
-    table.add_row(figure, runs, f"{row['mean']:.4g}", seeds, *over)
+    name, *others = row["runs"]
+    name += f" ({1 + len(others)} seeds)" if others else ""
+    table.add_row(figure, name, f"{row['mean']:.4g}", seeds, *over)
   rich.print(table)
