@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import tempfile
 
 # Before jax starts: the mesh of every test is eight CPU devices.
@@ -62,3 +63,11 @@ def one_device():
       lambda config, devices=None: whole(config, devices or jax.devices()[:1]),
     )
     yield
+
+
+@pytest.fixture
+def ctrl_c():
+  """SIGINT is Ctrl-C, which the processes of pytest-xdist ignore."""
+  previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+  yield
+  signal.signal(signal.SIGINT, previous)

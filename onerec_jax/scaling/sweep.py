@@ -301,8 +301,11 @@ def _run(command: list[str]) -> int:
     if child is not None:
       child.send_signal(signum)
 
-  both = signal.SIGTERM, signal.SIGINT
-  previous = {one: signal.signal(one, stop) for one in both}
+  previous = {
+    one: signal.signal(one, stop)
+    for one in (signal.SIGTERM, signal.SIGINT)
+    if signal.getsignal(one) is not signal.SIG_IGN  # as under nohup
+  }
   try:
     # In a group of its own, or a terminal's Ctrl-C would come to it twice, and
     # the second does not wait until all is saved.

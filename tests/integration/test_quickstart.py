@@ -134,7 +134,7 @@ def test_a_run_cut_in_the_middle_goes_on_to_the_same_end(
       workflow.train(copy.deepcopy(config), folder)
   assert end.value.code == loop.PREEMPTED
   assert not (folder / "models" / "cut" / "finished.json").exists()
-  assert "preempted: saved step 30" in capsys.readouterr().err
+  assert "stopped: saved step 30" in capsys.readouterr().err
   workflow.train(config, folder)
   assert "resumed at step 30" in capsys.readouterr().err
   found = workflow.evaluate(folder, "cut").metrics

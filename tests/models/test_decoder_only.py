@@ -1,6 +1,7 @@
 """The decoder-only model against loops in numpy, and its own promises."""
 
 import flax
+import jax
 import pytest
 
 from onerec_jax.models import registry

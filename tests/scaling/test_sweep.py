@@ -220,7 +220,7 @@ def test_sigterm_goes_to_the_run_and_ends_the_sweep(tmp_path):
   assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_ctrl_c_comes_to_the_run_once_and_ends_the_sweep(tmp_path):
+def test_ctrl_c_comes_to_the_run_once_and_ends_the_sweep(tmp_path, ctrl_c):
   manifest = fake_manifest(
     tmp_path,
     {

@@ -100,7 +100,7 @@ def test_a_run_cut_between_checkpoints_resumes_bit_equal(
   assert steps(tmp_path) == steps(whole[0])
 
 
-def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path):
+def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path, ctrl_c):
   before = signal.getsignal(signal.SIGINT)
 
   def interrupted(params):
@@ -114,7 +114,14 @@ def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path):
     _train(tiny, tmp_path, interrupted)
   assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 5
   assert signal.getsignal(signal.SIGINT) is before
-  _train(tiny, tmp_path, _steady())
+  # Where it is ignored, as in the background of a script, it stays so.
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+  def ignored(params):
+    signal.raise_signal(signal.SIGINT)
+    return _steady()(params)
+
+  _train(tiny, tmp_path, ignored)
   equal = np.testing.assert_array_equal
   jax.tree.map(equal, _arrays(tmp_path, 10), _arrays(whole[0], 10))
 

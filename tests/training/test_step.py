@@ -12,7 +12,6 @@ from onerec_jax import config as config_lib
 from onerec_jax import partitioning
 from onerec_jax.data import pipeline
 from onerec_jax.training import loop, losses, optimizer, state, step
-from tests.tiny import jit as compile_quickly
 
 
 def _start(tiny, mesh_config, devices, **changes):
@@ -88,12 +87,12 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(tiny):
   batch = jax.tree.map(jnp.asarray, next(iter(dataset)))
   # Rows with different numbers of targets: weights must be exact.
   batch = batch.replace(targets=batch.targets.at[0, 3:].set(0))
-  params = compile_quickly(system.model.init)(
+  params = jax.jit(system.model.init)(
     jax.random.key(0), batch, system.catalogue
   )
   loss_fn = losses.make_loss(system.model)
   without_dropout = lambda p, b, c, i, key: loss_fn(p, b, c, i, None)
-  gradients = lambda pieces: compile_quickly(
+  gradients = lambda pieces: jax.jit(
     lambda params, *tables: step._gradients(
       without_dropout, params, batch, *tables, jax.random.key(0), pieces
     )
