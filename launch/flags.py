@@ -44,6 +44,7 @@ def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
       sys.exit(f"error: {error}")
     except KeyboardInterrupt:
       print("interrupted; the same command goes on", file=sys.stderr)
+      sys.stdout.flush()
       # A shell's loop ends only if its program died of the signal.
       signal.signal(signal.SIGINT, signal.SIG_DFL)
       signal.raise_signal(signal.SIGINT)
