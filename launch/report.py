@@ -8,6 +8,9 @@ from absl import flags as absl_flags
 from launch import flags
 from onerec_jax import runs, workflow, workflow_report
 
+_MODELS = absl_flags.DEFINE_list(
+  "models", [], "Runs that were asked the same; default: all, and popularity."
+)
 _USERS = absl_flags.DEFINE_integer("users", 3, "Users to recommend to.")
 absl_flags.adopt_module_key_flags(flags)
 
@@ -17,8 +20,14 @@ def main() -> None:
   """Entry point."""
   flags.start()
   workdir = flags.workdir()
-  names = [*runs.finished_runs(workdir), workflow.POPULARITY]
-  evaluations = [workflow.evaluate(workdir, name) for name in names]
+  names = _MODELS.value or [
+    *runs.finished_runs(workdir),
+    workflow.POPULARITY,
+  ]
+  beside = next((n for n in names if n != workflow.POPULARITY), "")
+  evaluations = [
+    workflow.evaluate(workdir, name, beside=beside) for name in names
+  ]
   examples = workflow_report.examples(workdir, evaluations, _USERS.value)
   print(workflow_report.report(workdir, evaluations, examples))
 

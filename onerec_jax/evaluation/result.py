@@ -230,7 +230,8 @@ def same_queries(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
     f"{a.name} ({a.split}, {len(a.user)} queries) and {b.name} ({b.split}, "
     f"{len(b.user)} queries) were measured on different queries"
     + (f", such as (user, target) {only}" if only else "")
-    + "; evaluate both on the same prepared data, split and pipeline.imitate"
+    + "; evaluate both on the same prepared data, split and pipeline.imitate, "
+    "or leave one out of --models"
   )
 
 
