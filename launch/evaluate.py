@@ -50,10 +50,7 @@ def main() -> None:
     raise app.UsageError(
       f"--baselines has {', '.join(sorted(absent))}, which --models has not"
     )
-  beside = next((n for n in names if n != workflow.POPULARITY), "")
-  found = [
-    workflow.evaluate(workdir, name, _SPLIT.value, beside) for name in names
-  ]
+  found = workflow.evaluate_all(workdir, names, _SPLIT.value)
   compared = tables.print_table(found, baselines=_BASELINES.value)
   summaries = {
     name: workflow_report.summary(workdir, e) for name, e in zip(names, found)

@@ -6,7 +6,7 @@ python -m launch.report --workdir=runs/movielens_100k --users=5
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import runs, workflow, workflow_report
+from onerec_jax import workflow, workflow_report
 
 _MODELS = absl_flags.DEFINE_list(
   "models", [], "Runs that were asked the same; default: all, and popularity."
@@ -20,14 +20,7 @@ def main() -> None:
   """Entry point."""
   flags.start()
   workdir = flags.workdir()
-  names = _MODELS.value or [
-    *runs.finished_runs(workdir),
-    workflow.POPULARITY,
-  ]
-  beside = next((n for n in names if n != workflow.POPULARITY), "")
-  evaluations = [
-    workflow.evaluate(workdir, name, beside=beside) for name in names
-  ]
+  evaluations = workflow.evaluate_all(workdir, _MODELS.value)
   examples = workflow_report.examples(workdir, evaluations, _USERS.value)
   print(workflow_report.report(workdir, evaluations, examples))
 

@@ -6,7 +6,7 @@ these; so may you, from Python.
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -254,6 +254,21 @@ def evaluate(
   )  # fmt: skip
   found.save(workdir)
   return found
+
+
+def evaluate_all(
+  workdir: files.PathLike, names: Sequence[str] = (), split: str = "test"
+) -> list[Evaluation]:
+  """`evaluate` of several; popularity is asked what the first run is.
+
+  Args:
+    workdir: the work directory.
+    names: of the runs; none: every trained one, and popularity.
+    split: `validation` or `test`.
+  """
+  names = names or [*runs.finished_runs(workdir), POPULARITY]
+  beside = next((name for name in names if name != POPULARITY), "")
+  return [evaluate(workdir, name, split, beside) for name in names]
 
 
 def evaluate_sessions(
