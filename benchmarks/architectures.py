@@ -1,13 +1,17 @@
 r"""A training step of the three architectures at equal block parameters.
 
   python -m benchmarks.architectures [--contexts=16] [--output=a.json]
+  python -m benchmarks.architectures --models=0.05B,0.5B,1B --dtype=bfloat16 \
+    --contexts=512
 
 V2's comparison (arXiv 2508.20900, Tables 1 and 2) in time and memory: lazy
 decoder, encoder-decoder (1 : 1) and naive decoder-only at about 50M block
 parameters, contexts of 512 positions with 5 targets each, three levels of
 8,192 codes, AdamW included. Times are medians of whole steps; temporaries are
-the compiler's; GFLOP/s count the model's matrix products, beside a float32
-matmul measured before each of the steps: a shared machine's rate wanders.
+the compiler's; GFLOP/s count the model's matrix products, beside a matmul of
+the same type measured before each of the steps: a shared machine's rate
+wanders. A size of V2's table is its lazy decoder, as experiments/scaling has
+it.
 """
 
 import dataclasses
@@ -21,6 +25,7 @@ import rich
 import rich.table
 from absl import app, flags
 
+from experiments.scaling import lazy_decoder
 from onerec_jax import config as config_lib
 from onerec_jax import files, model_configs, partitioning
 from onerec_jax.data.batch import Batch, Catalogue
@@ -31,7 +36,11 @@ _CONTEXTS = flags.DEFINE_integer("contexts", 16, "Rows of a batch.")
 _POSITIONS = flags.DEFINE_integer("positions", 512, "Of a context.")
 _TARGETS = flags.DEFINE_integer("targets", 5, "Of a context.")
 _MODELS = flags.DEFINE_list(
-  "models", ["lazy_decoder", "encoder_decoder", "decoder_only"], "Which."
+  "models", ["lazy_decoder", "encoder_decoder", "decoder_only"],
+  "Architectures at about 50M, or sizes, such as 1B.",
+)  # fmt: skip
+_DTYPE = flags.DEFINE_enum(
+  "dtype", "float32", ["float32", "bfloat16"], "Of matrix products."
 )
 _REPEATS = flags.DEFINE_integer("repeats", 5, "Timed steps of each.")
 _OUTPUT = flags.DEFINE_string("output", "", "JSON to write.")
@@ -45,7 +54,6 @@ COMMON = dict(
   item_embedding=False,
   dropout=0.0,
   constrained_softmax=False,
-  compute_dtype="float32",
 )
 CONFIGS = {
   # 18·d²·11 = 51.9M; (16·6 + 20·5)·d² = 51.4M; 16·d²·12 = 50.3M.
@@ -57,6 +65,21 @@ CONFIGS = {
   ),
   "decoder_only": model_configs.DecoderOnlyConfig(num_layers=12, **COMMON),
 }
+
+
+def make_model(name: str, **changes: Any) -> registry.Model:
+  """An architecture, or a size of V2's table, in the type asked for."""
+  if name in CONFIGS:
+    config = CONFIGS[name]
+  else:
+    config = lazy_decoder.get_config(name).model
+  config = dataclasses.replace(config, compute_dtype=_DTYPE.value, **changes)
+  return registry.create(config, ITEMS, (CODES,) * LEVELS, {}, {})
+
+
+def matmul_rate() -> float:
+  """FLOP/s of a matmul of the type asked for."""
+  return throughput.measure_matmul(_DTYPE.value)
 
 
 @dataclasses.dataclass
@@ -118,7 +141,7 @@ def measure(model: registry.Model, batch: Batch, repeats: int) -> Measurement:
     compiled = compiled.lower(current, batch, catalogue, None).compile()
     times, rates, loss = [], [], 0.0
     for _ in range(repeats + 1):
-      rates.append(throughput.measure_matmul())
+      rates.append(matmul_rate())
       start = time.perf_counter()
       current, sums = compiled(current, batch, catalogue, None)
       loss = float(sums["loss"]) / float(sums["count"])
@@ -147,7 +170,7 @@ def _table(found: dict[str, Measurement]) -> rich.table.Table:
     table.add_row(
       name,
       f"{m.block_parameters / 1e6:.1f}M",
-      f"{m.seconds:.2f}",
+      f"{m.seconds:.3g}",
       f"{m.seconds / first.seconds:.1f}",
       f"{m.temporary_bytes / 2**30:.2f} GiB",
       f"{m.temporary_bytes / first.temporary_bytes:.1f}",
@@ -165,8 +188,7 @@ def main(argv: list[str]) -> None:
   batch = make_batch(_CONTEXTS.value, _POSITIONS.value, _TARGETS.value)
   found: dict[str, Any] = {}
   for name in _MODELS.value:
-    model = registry.create(CONFIGS[name], ITEMS, (CODES,) * LEVELS, {}, {})
-    found[name] = measure(model, batch, _REPEATS.value)
+    found[name] = measure(make_model(name), batch, _REPEATS.value)
     jax.clear_caches()
     rich.print(_table(found))
   rich.print(
@@ -180,6 +202,8 @@ def main(argv: list[str]) -> None:
         "contexts": _CONTEXTS.value,
         "positions": _POSITIONS.value,
         "targets": _TARGETS.value,
+        "dtype": _DTYPE.value,
+        "device": jax.devices()[0].device_kind,
         "models": {k: dataclasses.asdict(m) for k, m in found.items()},
       },
     )

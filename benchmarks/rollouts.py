@@ -10,7 +10,7 @@ search and by draws, which share a request's context, and by a sampler that does
 not: the context repeated R times, codes drawn one after the other (timed on 64
 answers: 512 contexts at once do not fit). The last columns are forward and
 backward over the group's answers (alignment/rollouts), beside the time its
-matrix products would take at the rate of a float32 matmul measured in
+matrix products would take at the rate of a matmul of the same type measured in
 the same process. Times are medians; weights and codes are random.
 """
 
@@ -34,9 +34,8 @@ from onerec_jax.alignment_config import AlignmentConfig
 from onerec_jax.data.batch import Batch
 from onerec_jax.inference import prefix_index, sampling
 from onerec_jax.models import registry
-from onerec_jax.training import throughput
 
-# --positions, --models and --output are those of benchmarks.architectures.
+# --positions, --models, --dtype and --output: benchmarks.architectures has them.
 FLAGS = flags.FLAGS
 _REQUESTS = flags.DEFINE_integer("requests", 4, "Answered at once.")
 _GROUP = flags.DEFINE_integer("group", 512, "R, answers to a request.")
@@ -44,7 +43,6 @@ _WIDTH = flags.DEFINE_integer("width", 512, "d_model; d_ff is four times it.")
 _DEPTH = flags.DEFINE_integer("depth", 11, "Blocks of the lazy decoder.")
 _ALONE = 64
 """Answers that are asked for at once without a shared context."""
-_DTYPE = flags.DEFINE_string("dtype", "auto", "Of matrix products.")
 
 
 @dataclasses.dataclass
@@ -74,15 +72,8 @@ def make_model(name: str) -> registry.Model:
     },
     "decoder_only": {"num_layers": depth},
   }
-  config = dataclasses.replace(
-    architectures.CONFIGS[name],
-    d_model=_WIDTH.value,
-    d_ff=4 * _WIDTH.value,
-    compute_dtype=_DTYPE.value,
-    **layers[name],
-  )
-  codes = (architectures.CODES,) * architectures.LEVELS
-  return registry.create(config, architectures.ITEMS, codes, {}, {})
+  width = {"d_model": _WIDTH.value, "d_ff": 4 * _WIDTH.value}
+  return architectures.make_model(name, **width, **layers[name])
 
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> float:
@@ -164,7 +155,7 @@ def main(argv: list[str]) -> None:
     jnp.asarray,
     architectures.make_batch(_REQUESTS.value, FLAGS.positions, 1),
   )
-  matmul = throughput.measure_matmul()
+  matmul = architectures.matmul_rate()
   found: dict[str, Measurement] = {}
   for name in FLAGS.models:
     found[name] = measure(make_model(name), requests, _GROUP.value)
@@ -181,6 +172,8 @@ def main(argv: list[str]) -> None:
         "requests": _REQUESTS.value,
         "group": _GROUP.value,
         "positions": FLAGS.positions,
+        "dtype": FLAGS.dtype,
+        "device": jax.devices()[0].device_kind,
         "matmul_gflops_per_s": matmul / 1e9,
         "models": {k: dataclasses.asdict(m) for k, m in found.items()},
       },

@@ -2,15 +2,16 @@ r"""Measures trained runs on a split and prints the table.
 
   python -m launch.evaluate --workdir=runs/movielens_100k
   python -m launch.evaluate --workdir=... --models=lazy_decoder,popularity
-  python -m launch.evaluate --workdir=... --models=a_seed0,a_seed1,a_seed2 \
-    --average --output=results/raw/a.json
   python -m launch.evaluate --workdir=... --models=plain,better \
     --baselines=plain
+  python -m launch.evaluate --workdir=... --models=a_seed0+a_seed1+a_seed2 \
+    --output=results/raw/a.json
 
-Without --models: every trained run and popularity.
+`+` joins seeds of one model: figures are means over them, printed with their
+standard deviations, and intervals are of each query's mean. Without --models:
+every trained run and popularity.
 """
 
-import rich
 from absl import app
 from absl import flags as absl_flags
 
@@ -23,9 +24,6 @@ _MODELS = absl_flags.DEFINE_list(
 )
 _SPLIT = absl_flags.DEFINE_enum(
   "split", "test", ["validation", "test"], "Which events are asked for."
-)
-_AVERAGE = absl_flags.DEFINE_bool(
-  "average", False, "The models are seeds of one: print mean ± std too."
 )
 _BASELINES = absl_flags.DEFINE_list(
   "baselines", list(tables.BASELINES), "Which of them the others are compared "
@@ -50,19 +48,23 @@ def main() -> None:
     raise app.UsageError(
       f"--baselines has {', '.join(sorted(absent))}, which --models has not"
     )
-  found = workflow.evaluate_all(workdir, names, _SPLIT.value)
+  each = "+".join(names).split("+")
+  evaluations = dict(
+    zip(each, workflow.evaluate_all(workdir, each, _SPLIT.value))
+  )
+  models = {name: [evaluations[n] for n in name.split("+")] for name in names}
+  found = [result.joined(seeds) for seeds in models.values()]
   compared = tables.print_table(found, baselines=_BASELINES.value)
   summaries = {
-    name: workflow_report.summary(workdir, e) for name, e in zip(names, found)
+    name: workflow_report.summary(workdir, e) for name, e in evaluations.items()
   }
-  record = {"models": summaries, "comparisons": compared}
-  if _AVERAGE.value:
-    record["average"] = result.aggregate(list(summaries.values()))
-    for metric in tables.headline(tables.cutoffs(found)):
-      for name in (metric, f"filtered/{metric}"):
-        value = record["average"][name]
-        spread = "" if value["std"] is None else f" ± {value['std']:.4f}"
-        rich.print(f"{name:20} {value['mean']:.4f}{spread}")
+  averages = {
+    name: result.aggregate([summaries[seed.name] for seed in seeds])
+    for name, seeds in models.items()
+    if len(seeds) > 1
+  }
+  record = {"models": summaries, "averages": averages, "comparisons": compared}
+  tables.print_averages(averages, tables.headline(tables.cutoffs(found)))
   if _OUTPUT.value:
     files.write_json(_OUTPUT.value, {"split": _SPLIT.value, **record})
 

@@ -1,4 +1,4 @@
-r"""What changes a model besides its size: studies on Amazon Beauty.
+r"""What changes a model besides its size: studies, on Amazon Beauty by default.
 
   python -m launch.sweep --sweep=experiments/scaling/studies.py:codebook \
     --workdir=runs/study_codebook --run_locally
@@ -10,13 +10,17 @@ key_values how many layers of the context's keys there are, whether values are
            their own (V2 Table 3), and how many query heads share a key head
            (V2 Table 4); four layers of four heads
 pass_at_k  recall among the K best of a beam of 1,024, K from 8 (V1 Table 4)
-features   from ids of positive events alone to all pathways, on the simulated
-           world (V1 Table 2; experiments/simulator/pathways.py)
+item_input what an event is read by (V1 Table 5; item_input_movielens: there)
+features   from ids of positive events alone to all pathways, beside the plain
+           history, on the simulated world (V1 Table 2;
+           experiments/simulator/pathways.py)
 
 `codebook:3` takes three seeds. A run takes two to three minutes on two cores.
 """
 
+from experiments.beauty import item_input as beauty_input
 from experiments.beauty import lazy_decoder
+from experiments.movielens import item_input
 from experiments.simulator import pathways
 from onerec_jax import config as config_lib
 from onerec_jax.scaling import sweep
@@ -46,11 +50,18 @@ _VARIANTS = {
 }
 """Study → name of a run → what it changes."""
 
+_EXPERIMENTS = {
+  "features": (pathways.get_config, pathways.PATHWAYS),
+  "item_input": (beauty_input.get_config, item_input.INPUTS),
+  "item_input_movielens": (item_input.get_config, item_input.INPUTS),
+}
+"""Study → an experiment file's configs, and its arguments."""
+
 
 def get_sweep(arg: str = "codebook") -> dict[str, config_lib.Config]:
   """All variants of a seed before the next seed."""
   study, _, seeds = arg.partition(":")
-  known = [*_VARIANTS, "features"]
+  known = [*_VARIANTS, *_EXPERIMENTS]
   if study not in known or not (seeds or "1").isdigit():
     raise ValueError(
       f"no study {arg!r}: want one of {', '.join(known)}, or with seeds, as "
@@ -64,9 +75,9 @@ def get_sweep(arg: str = "codebook") -> dict[str, config_lib.Config]:
 
 
 def _variants(study: str) -> dict[str, config_lib.Config]:
-  if study == "features":
-    names = ("ids", "short", "positive", "all")
-    return {f"features_{name}": pathways.get_config(name) for name in names}
+  if study in _EXPERIMENTS:
+    get_config, arguments = _EXPERIMENTS[study]
+    return {f"{study}_{name}": get_config(name) for name in arguments}
   base = lazy_decoder.get_config()
   base.training.num_epochs = 6.0
   if study == "key_values":

@@ -20,6 +20,9 @@ legality   600 steps on free beams without a gate, the objective weighing a
            with it on K = 5 and 20 random beams, on 20 at 1.5 times its weight,
            and on the 5 most probable
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
+catalogue  starts, P-Score and ECPO on groups of 32 to 2,048 of a world of its
+           own, of 20,000 items: for an accelerator, and a work directory of
+           its own
 """
 
 from collections.abc import Callable
@@ -179,6 +182,31 @@ def _collapse() -> Runs:
   }
 
 
+def _catalogue() -> Runs:
+  runs = {
+    "sft_item": sft.get_config("item"),
+    "p_score": p_score.get_config(),
+  }
+  for config in runs.values():
+    config.training.num_steps = 4000
+    config.training.validate_every = 1000
+  aligned = sweep.changed(ecpo.get_config("ecpo"), {"alignment.requests": 4})
+  runs["sft_item_longer"] = _control(aligned)
+  for size in (32, 128, 512, 2048):
+    runs[f"group_{size}"] = sweep.changed(aligned, {"alignment.group": size})
+  world = {
+    "prepare.simulation.num_users": 6000,
+    "prepare.simulation.num_items": 20_000,
+    "tokenizer.num_codes": 128,
+    "pipeline.batch_size": 64,
+  }
+  wider = {"model.d_model": 128, "model.d_ff": 256, "model.num_layers": 3}
+  return {
+    name: sweep.changed(config, world if name == "p_score" else world | wider)
+    for name, config in runs.items()
+  }
+
+
 def _at_rate(config: config_lib.Config, rate: int) -> config_lib.Config:
   wanted = rate * config.optimizer.learning_rate
   return sweep.changed(config, {"optimizer.learning_rate": wanted})
@@ -192,4 +220,5 @@ _STUDIES: dict[str, Callable[[], Runs]] = {
   "stability": _stability,
   "legality": _legality,
   "collapse": _collapse,
+  "catalogue": _catalogue,
 }

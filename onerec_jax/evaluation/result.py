@@ -235,6 +235,39 @@ def same_queries(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
   )
 
 
+def joined(seeds: Sequence[Evaluation]) -> Evaluation:
+  """Runs of one model as one: each query's figures are the means over seeds.
+
+  Its name is theirs with `+` between, and its lists are the first run's.
+
+  Args:
+    seeds: evaluations on the same queries, in any order.
+
+  Raises:
+    ValueError: none, or they were not measured alike.
+  """
+  figures = aggregate([seed.metrics | seed.facts for seed in seeds])
+  first = seeds[0]
+  if len(seeds) == 1:
+    return first
+  per_query = {}
+  for key in first.per_query:
+    columns = []
+    for seed in seeds:
+      here, there = same_queries(first, seed)
+      column = np.empty(len(here))
+      column[here] = _columns(seed, [key])[there, 0]
+      columns.append(column)
+    per_query[key] = np.mean(columns, axis=0)
+  return dataclasses.replace(
+    first,
+    name="+".join(seed.name for seed in seeds),
+    metrics={key: figures[key]["mean"] for key in first.metrics},
+    facts={},
+    per_query=per_query,
+  )
+
+
 def aggregate(
   summaries: Sequence[dict[str, Any]],
 ) -> dict[str, dict[str, float | int]]:

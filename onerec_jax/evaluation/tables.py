@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import rich
 import rich.box
 import rich.console
 import rich.markup
@@ -231,6 +232,25 @@ def print_table(
       highlight=False,
     )
   return compared
+
+
+def print_averages(
+  averages: Mapping[str, Mapping[str, Mapping[str, float]]],
+  metrics: Sequence[str],
+) -> None:
+  """Prints mean ± standard deviation over seeds, unfiltered | filtered.
+
+  Args:
+    averages: model → figure → `mean` and `std` (result.aggregate).
+    metrics: which, as `ndcg@10`.
+  """
+  for name, figures in averages.items():
+    seeds = name.count("+") + 1
+    rich.print(f"{rich.markup.escape(name)}, {seeds} seeds")
+    for metric in metrics:
+      both = (figures[metric], figures[f"filtered/{metric}"])
+      cells = [f"{x['mean']:.4f} ± {x['std']:.4f}" for x in both]
+      rich.print(f"  {metric:<18} {' │ '.join(cells)}")
 
 
 def render_recommendations(

@@ -1,6 +1,7 @@
 """What the hardware can do, to set beside what a step does."""
 
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,9 +33,19 @@ def hardware() -> tuple[float | None, float | None]:
   return peak, measure_matmul() if peak is None else None
 
 
-def measure_matmul(size: int = 768, repeats: int = 5) -> float:
-  """FLOP/s of a float32 matrix product on this host, best of `repeats`."""
-  x = jnp.ones((size, size), jnp.float32)
+def measure_matmul(
+  dtype: Any = jnp.float32, size: int = 0, repeats: int = 5
+) -> float:
+  """FLOP/s of a matrix product on one device, best of `repeats`.
+
+  Args:
+    dtype: of the factors.
+    size: rows and columns; 0: what fills a CPU core, or an accelerator.
+    repeats: timed products.
+  """
+  size = size or (768 if jax.default_backend() == "cpu" else 8192)
+  # Random: a chip runs faster on what has fewer bits to switch.
+  x = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(jnp.matmul)
   product(x, x).block_until_ready()
   best = float("inf")

@@ -313,6 +313,26 @@ def test_compare_refuses_other_queries_and_unknown_metrics():
     result.compare(a, planted("b", [0, 0]), "recall@7")
 
 
+def test_joined_seeds_are_the_means_of_their_queries():
+  """Against the arithmetic by hand, whatever order a seed's queries have."""
+  user, target = [5, 2, 9], [1, 4, 3]
+  first = planted("a_seed0", [1, 0, 1], user, target)
+  second = planted("a_seed1", [1, 1, 0], user[::-1], target[::-1])
+  both = result.joined([first, second])
+  assert both.name == "a_seed0+a_seed1"
+  # By (user, target): seed 0 hits (5, 1) and (9, 3), seed 1 (9, 3) and (2, 4).
+  assert both.per_query["recall@1"].tolist() == [0.5, 0.5, 1.0]
+  assert both.metrics["recall@1"] == pytest.approx(2 / 3)
+  base = planted("b", [0, 0, 1], user, target)
+  found = result.compare(both, base, "recall@1", resamples=50)
+  assert found["difference"] == pytest.approx(1 / 3)
+  assert result.joined([first]) is first
+  with pytest.raises(ValueError, match="not measured alike"):
+    result.joined([first, planted("a_seed1", [1, 1])])
+  with pytest.raises(ValueError, match="different queries"):
+    result.joined([first, planted("a_seed1", [1, 1, 1], user, [1, 4, 4])])
+
+
 def test_saves_and_loads_whole(tmp_path):
   saved = planted("a", [1, 0, 1])
   path = saved.save(tmp_path)

@@ -137,6 +137,30 @@ def test_what_evaluation_prints_is_in_its_json(tmp_path, monkeypatch, capsys):
     assert f"({row['low']:+.4f} to {row['high']:+.4f})" in printed
 
 
+def test_seeds_are_joined_and_compared_as_one_model(
+  tmp_path, monkeypatch, capsys
+):
+  program = _program(monkeypatch, "evaluate")
+  found = {
+    "mine_seed0": _evaluation("mine_seed0", [1, 1, 1, 0]),
+    "mine_seed1": _evaluation("mine_seed1", [1, 0, 0, 0]),
+    "base": _evaluation("base", [0, 1, 0, 0]),
+  }
+  monkeypatch.setattr(workflow, "evaluate", lambda _, name, *__: found[name])
+  monkeypatch.setattr(flags, "workdir", lambda: tmp_path)
+  program._MODELS.value = ["mine_seed0+mine_seed1", "base"]
+  program._BASELINES.value = ["base"]
+  program._OUTPUT.value = str(tmp_path / "found.json")
+  program.main(["launch.evaluate"])
+  record = json.loads((tmp_path / "found.json").read_text())
+  assert set(record["models"]) == set(found)
+  (average,) = record["averages"].values()
+  # Of .75 and .25.
+  assert average["ndcg@5"] == {"mean": 0.5, "std": 0.125**0.5, "seeds": 2}
+  assert {row["difference"] for row in record["comparisons"]} == {0.25}
+  assert "0.5000 ± 0.3536 │ 0.5000 ± 0.3536" in capsys.readouterr().out
+
+
 def test_a_baseline_that_is_not_among_the_models_is_refused(
   tmp_path, monkeypatch
 ):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core as jax_core
 
 from onerec_jax.inference import beam_search, prefix_index
 from onerec_jax.models import registry
@@ -247,7 +248,7 @@ def _count(jaxpr, name):
   total = 0
   for equation in jaxpr.eqns:
     total += equation.primitive.name == name
-    for sub in jax.core.jaxprs_in_params(equation.params):
+    for sub in jax_core.jaxprs_in_params(equation.params):
       total += _count(sub, name)
   return total
 
