@@ -194,6 +194,9 @@ def _catalogue() -> Runs:
   runs["sft_item_longer"] = _control(aligned)
   for size in (32, 128, 512, 2048):
     runs[f"group_{size}"] = sweep.changed(aligned, {"alignment.group": size})
+  # An answer of 512 then counts as much as one of 128.
+  heavy = {"alignment.weight": 4 * aligned.alignment.weight}
+  runs["group_512_heavy"] = sweep.changed(runs["group_512"], heavy)
   world = {
     "prepare.simulation.num_users": 6000,
     "prepare.simulation.num_items": 20_000,

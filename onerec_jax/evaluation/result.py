@@ -262,7 +262,10 @@ def joined(seeds: Sequence[Evaluation]) -> Evaluation:
   return dataclasses.replace(
     first,
     name="+".join(seed.name for seed in seeds),
-    metrics={key: figures[key]["mean"] for key in first.metrics},
+    metrics={
+      key: value if key in _PROTOCOL_KEYS else figures[key]["mean"]
+      for key, value in first.metrics.items()
+    },
     facts={},
     per_query=per_query,
   )

@@ -323,6 +323,7 @@ def test_joined_seeds_are_the_means_of_their_queries():
   # By (user, target): seed 0 hits (5, 1) and (9, 3), seed 1 (9, 3) and (2, 4).
   assert both.per_query["recall@1"].tolist() == [0.5, 0.5, 1.0]
   assert both.metrics["recall@1"] == pytest.approx(2 / 3)
+  assert isinstance(both.metrics["queries"], int)
   base = planted("b", [0, 0, 1], user, target)
   found = result.compare(both, base, "recall@1", resamples=50)
   assert found["difference"] == pytest.approx(1 / 3)
