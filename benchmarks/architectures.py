@@ -30,6 +30,7 @@ from onerec_jax import config as config_lib
 from onerec_jax import files, model_configs, partitioning
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
+from onerec_jax.scaling import sizes
 from onerec_jax.training import losses, optimizer, state, step, throughput
 
 _CONTEXTS = flags.DEFINE_integer("contexts", 16, "Rows of a batch.")
@@ -68,11 +69,18 @@ CONFIGS = {
 
 
 def make_model(name: str, **changes: Any) -> registry.Model:
-  """An architecture, or a size of V2's table, in the type asked for."""
+  """An architecture, or a size of V2's table, in the type asked for.
+
+  Raises:
+    UsageError: neither.
+  """
   if name in CONFIGS:
     config = CONFIGS[name]
-  else:
+  elif name in sizes.SIZES:
     config = lazy_decoder.get_config(name).model
+  else:
+    known = ", ".join([*CONFIGS, *sizes.SIZES])
+    raise app.UsageError(f"--models has {name!r}: want some of {known}")
   config = dataclasses.replace(config, compute_dtype=_DTYPE.value, **changes)
   return registry.create(config, ITEMS, (CODES,) * LEVELS, {}, {})
 

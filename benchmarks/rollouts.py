@@ -35,7 +35,7 @@ from onerec_jax.data.batch import Batch
 from onerec_jax.inference import prefix_index, sampling
 from onerec_jax.models import registry
 
-# --positions, --models, --dtype and --output: benchmarks.architectures has them.
+# --positions, --models, --dtype, --output: those of benchmarks.architectures.
 FLAGS = flags.FLAGS
 _REQUESTS = flags.DEFINE_integer("requests", 4, "Answered at once.")
 _GROUP = flags.DEFINE_integer("group", 512, "R, answers to a request.")
@@ -62,6 +62,10 @@ class Measurement:
 
 def make_model(name: str) -> registry.Model:
   """An architecture with its share of the blocks."""
+  if name not in architectures.CONFIGS:
+    raise app.UsageError(
+      f"--models has {name!r}: want some of {', '.join(architectures.CONFIGS)}"
+    )
   depth = _DEPTH.value
   layers = {
     "lazy_decoder": {"num_layers": depth},

@@ -6,7 +6,7 @@ r"""Where a training step's time goes, part by part.
 Each row is a program of its own, timed as the median of the repeats: their
 sum is not the step's time, since XLA fuses across parts. `GFLOP/s` counts the
 model's matrix products (3 × forward for a gradient), padding included; beside
-them a float32 matmul measured in the same process.
+them a matmul of the same type measured in the same process.
 """
 
 import functools
@@ -60,7 +60,9 @@ def main(argv: list[str]) -> None:
   flags.start()
   config = _CONFIG.value
   system = workflow.assembled(config, flags.workdir(config))
-  model, matmul = system.model, throughput.measure_matmul()
+  model = system.model
+  dtype = registry.compute_dtype(config.model.compute_dtype)
+  matmul = throughput.measure_matmul(dtype)
   dataset, _ = pipeline.training_dataset(system.prepared, config.pipeline, 0)
   host_batch, seconds = read(iter(dataset))
   rows = [("pipeline, one batch", seconds, 0)]

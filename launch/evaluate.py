@@ -27,7 +27,8 @@ _SPLIT = absl_flags.DEFINE_enum(
 )
 _BASELINES = absl_flags.DEFINE_list(
   "baselines", list(tables.BASELINES), "Which of them the others are compared "
-  "with; the earlier ones are compared with none of the later.",
+  "with, written as in --models; the earlier ones are compared with none of "
+  "the later.",
 )  # fmt: skip
 _OUTPUT = absl_flags.DEFINE_string(
   "output", "", "JSON to write: all figures, differences, and averages."
@@ -44,6 +45,12 @@ def main() -> None:
     *runs.finished_runs(workdir),
     workflow.POPULARITY,
   ]
+  for name in names:
+    seeds = name.split("+")
+    if "" in seeds or len({*seeds}) < len(seeds):
+      raise app.UsageError(
+        f"--models has {name!r}: `+` joins seeds, runs that differ"
+      )
   if absent := {*_BASELINES.value} - {*names, *tables.BASELINES}:
     raise app.UsageError(
       f"--baselines has {', '.join(sorted(absent))}, which --models has not"

@@ -64,6 +64,19 @@ def test_starts_differ_in_what_they_are_named_after(arg):
     assert config == item
 
 
+def test_the_catalogue_study_is_of_one_world_and_one_model():
+  """Its starts have the names of those of `items`, which are of another."""
+  runs = evidence.get_sweep("catalogue")
+  judge, start = runs.pop("p_score"), runs["sft_item"]
+  assert start.prepare.simulation.num_items == 20_000
+  for config in (judge, *runs.values()):
+    assert config.prepare == start.prepare
+    assert config.tokenizer == start.tokenizer
+  for config in runs.values():
+    assert config.model == start.model
+    assert config.alignment.start in ("", "sft_item")
+
+
 @pytest.mark.parametrize("study", evidence._STUDIES)
 def test_studies_start_from_runs_of_their_own_seed(study):
   """And are judged by such: those of the studies that come first."""

@@ -10,12 +10,14 @@ key_values how many layers of the context's keys there are, whether values are
            their own (V2 Table 3), and how many query heads share a key head
            (V2 Table 4); four layers of four heads
 pass_at_k  recall among the K best of a beam of 1,024, K from 8 (V1 Table 4)
-item_input what an event is read by (V1 Table 5; item_input_movielens: there)
+item_input what an event is read by (V1 Table 5); item_input_movielens: on
+           MovieLens 100K
 features   from ids of positive events alone to all pathways, beside the plain
            history, on the simulated world (V1 Table 2;
            experiments/simulator/pathways.py)
 
-`codebook:3` takes three seeds. A run takes two to three minutes on two cores.
+`codebook:3` takes three seeds. A run takes two to three minutes on two cores,
+of item_input five.
 """
 
 from experiments.beauty import item_input as beauty_input

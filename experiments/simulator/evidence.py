@@ -6,7 +6,7 @@ r"""The runs behind docs/alignment_evidence.md, over seeds.
 Each seed has a start, reward models and alignments of its own; the runs of seed
 0 have the names of their experiment files, those of seed n end on `_s<n>`. A
 control imitates on from the start for as many steps: what an alignment is to
-be compared with. All but `items` and `sessions` need those first.
+be compared with. `items` and `sessions` come first; `catalogue` needs neither.
 
 items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
 sessions   sft.py:session, session_reward.py, ipa.py with each loss
@@ -20,9 +20,9 @@ legality   600 steps on free beams without a gate, the objective weighing a
            with it on K = 5 and 20 random beams, on 20 at 1.5 times its weight,
            and on the 5 most probable
 collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
-catalogue  starts, P-Score and ECPO on groups of 32 to 2,048 of a world of its
-           own, of 20,000 items: for an accelerator, and a work directory of
-           its own
+catalogue  starts, P-Score and ECPO on groups of 32 to 2,048 in a world of
+           20,000 items: hours of CPU, in a work directory of its own, since
+           its runs are named as those of `items` and `groups`
 """
 
 from collections.abc import Callable

@@ -238,7 +238,8 @@ def same_queries(a: Evaluation, b: Evaluation) -> tuple[np.ndarray, np.ndarray]:
 def joined(seeds: Sequence[Evaluation]) -> Evaluation:
   """Runs of one model as one: each query's figures are the means over seeds.
 
-  Its name is theirs with `+` between, and its lists are the first run's.
+  Its name is theirs with `+` between, its lists are the first run's, and it has
+  no facts.
 
   Args:
     seeds: evaluations on the same queries, in any order.
@@ -246,28 +247,28 @@ def joined(seeds: Sequence[Evaluation]) -> Evaluation:
   Raises:
     ValueError: none, or they were not measured alike.
   """
-  figures = aggregate([seed.metrics | seed.facts for seed in seeds])
+  figures = aggregate([seed.summary() for seed in seeds])
   first = seeds[0]
   if len(seeds) == 1:
     return first
-  per_query = {}
-  for key in first.per_query:
-    columns = []
-    for seed in seeds:
-      here, there = same_queries(first, seed)
-      column = np.empty(len(here))
-      column[here] = _columns(seed, [key])[there, 0]
-      columns.append(column)
-    per_query[key] = np.mean(columns, axis=0)
+  names, values = list(first.per_query), []
+  for seed in seeds:
+    here, there = same_queries(first, seed)
+    found = _columns(seed, names)
+    # In the first run's order.
+    found[here] = found[there]
+    values.append(found)
   return dataclasses.replace(
     first,
     name="+".join(seed.name for seed in seeds),
     metrics={
-      key: value if key in _PROTOCOL_KEYS else figures[key]["mean"]
+      # Counts are the queries', which all share.
+      key: value if isinstance(value, int) else figures[key]["mean"]
       for key, value in first.metrics.items()
+      if key in figures
     },
     facts={},
-    per_query=per_query,
+    per_query=dict(zip(names, np.mean(values, axis=0).T)),
   )
 
 

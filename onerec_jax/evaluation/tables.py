@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import rich
 import rich.box
 import rich.console
 import rich.markup
@@ -181,7 +180,7 @@ def result_table(
     box=rich.box.SIMPLE_HEAD,
     padding=0,
   )
-  table.add_column("model", overflow="ellipsis", no_wrap=True)
+  table.add_column("model", overflow="fold")
   starts = (len(metrics), 2 * len(metrics))
   for index, key in enumerate(keys):
     if index in starts:
@@ -191,7 +190,8 @@ def result_table(
     table.add_column(label, justify="right", no_wrap=True, min_width=5)
   best = {key: max(e.metrics[key] for e in evaluations) for key in keys}
   for evaluation in evaluations:
-    cells = [rich.markup.escape(evaluation.name)]
+    # Seeds that were joined stand under each other.
+    cells = [rich.markup.escape(evaluation.name.replace("+", "+\n"))]
     for index, key in enumerate(keys):
       if index in starts:
         cells.append("│")
@@ -237,20 +237,23 @@ def print_table(
 def print_averages(
   averages: Mapping[str, Mapping[str, Mapping[str, float]]],
   metrics: Sequence[str],
+  console: rich.console.Console | None = None,
 ) -> None:
   """Prints mean ± standard deviation over seeds, unfiltered | filtered.
 
   Args:
     averages: model → figure → `mean` and `std` (result.aggregate).
     metrics: which, as `ndcg@10`.
+    console: where to; stdout otherwise.
   """
+  console = console or rich.console.Console()
   for name, figures in averages.items():
-    seeds = name.count("+") + 1
-    rich.print(f"{rich.markup.escape(name)}, {seeds} seeds")
+    seeds = figures[metrics[0]]["seeds"]
+    console.print(f"{rich.markup.escape(name)}, {seeds} seeds", highlight=False)
     for metric in metrics:
       both = (figures[metric], figures[f"filtered/{metric}"])
       cells = [f"{x['mean']:.4f} ± {x['std']:.4f}" for x in both]
-      rich.print(f"  {metric:<18} {' │ '.join(cells)}")
+      console.print(f"  {metric:<18} {' │ '.join(cells)}", highlight=False)
 
 
 def render_recommendations(

@@ -189,6 +189,16 @@ def test_print_table_shows_both_columns_and_the_differences():
     tables.print_table([])
 
 
+def test_joined_seeds_keep_their_numbers_in_eighty_columns():
+  names = [f"lazy_decoder_wide_seed{seed}" for seed in range(3)]
+  seeds = [make(n, 0.5, seed) for seed, n in enumerate(names)]
+  base = make("popularity", 0.1)
+  text = printed(tables.print_table, [result.joined(seeds), base])
+  for key in base.per_query:
+    mean = np.mean([seed.metrics[key] for seed in seeds])
+    assert f"{mean:.4f}".lstrip("0") in text.split("95% intervals")[0]
+
+
 def test_verdicts_follow_the_interval():
   assert tables.verdict({"low": 0.1, "high": 0.2}) == "better"
   assert tables.verdict({"low": -0.2, "high": -0.1}) == "worse"

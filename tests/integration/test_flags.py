@@ -161,6 +161,15 @@ def test_seeds_are_joined_and_compared_as_one_model(
   assert "0.5000 ± 0.3536 │ 0.5000 ± 0.3536" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["mine+mine", "mine+"])
+def test_what_joins_no_seeds_is_refused(tmp_path, monkeypatch, name):
+  program = _program(monkeypatch, "evaluate")
+  monkeypatch.setattr(flags, "workdir", lambda: tmp_path)
+  program._MODELS.value = [name]
+  with pytest.raises(app.UsageError, match="joins seeds"):
+    program.main(["launch.evaluate"])
+
+
 def test_a_baseline_that_is_not_among_the_models_is_refused(
   tmp_path, monkeypatch
 ):

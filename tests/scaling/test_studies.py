@@ -11,6 +11,8 @@ FIELDS = {
   "codebook": {"tokenizer.num_codes"},
   "key_values": {"model.kv_layers", "model.kv_split", "model.num_kv_heads"},
   "pass_at_k": set(),
+  "item_input": {"model.sid_embedding", "model.item_embedding"},
+  "item_input_movielens": {"model.sid_embedding", "model.item_embedding"},
   "features": {
     "model.feature_embed_dim",
     "model.sid_embedding",
