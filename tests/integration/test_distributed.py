@@ -68,6 +68,7 @@ def start(folder, steps, *names):
   environment = dict(
     os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu",
     JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS=kill_resume.XLA_FLAGS,
+    PYTHONFAULTHANDLER="1",
   )  # fmt: skip
   return [
     subprocess.Popen(
@@ -80,6 +81,23 @@ def start(folder, steps, *names):
     )
     for rank in range(2)
   ]  # fmt: skip
+
+
+def finish(processes, seconds):
+  """What they printed: (stdout, stderr) of each.
+
+  Raises:
+    TimeoutError: they did not end; says where each of their threads stood.
+  """
+  deadline = time.monotonic() + seconds
+  while any(process.poll() is None for process in processes):
+    if time.monotonic() > deadline:
+      for process in processes:
+        process.send_signal(signal.SIGABRT)
+      ends = [process.communicate()[1][-6000:] for process in processes]
+      raise TimeoutError("\n---- the other ----\n".join(ends))
+    time.sleep(0.1)
+  return [process.communicate() for process in processes]
 
 
 def cut(workdir, copy):
@@ -101,7 +119,7 @@ def trained(tmp_path_factory):
   cut(folder / "one", folder / "one_cut")
   processes = start(folder, 6, "two", "one_cut")
   try:
-    shown = [process.communicate(timeout=240) for process in processes]
+    shown = finish(processes, seconds=240)
   finally:
     for process in processes:
       process.kill()
@@ -174,7 +192,7 @@ def test_a_preemption_of_one_stops_both_and_another_mesh_goes_on(
       assert all(p.poll() is None for p in processes), "ended too soon"
       time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
-    shown = [process.communicate(timeout=120)[1] for process in processes]
+    shown = [error for _, error in finish(processes, seconds=120)]
   finally:
     for process in processes:
       process.kill()
