@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from onerec_jax import files
@@ -128,7 +129,15 @@ class TrainingCheckpoints:
 
 def save_params(directory: files.PathLike, params: Any) -> None:
   """Writes parameters alone, replacing what was there."""
-  ocp.save(pathlib.Path(directory).absolute(), params, overwrite=True)
+  directory = pathlib.Path(directory).absolute()
+  # Not by orbax's `overwrite`: each process then asks whether something is
+  # there, the first removes it, and whoever asks later waits at another barrier
+  # than the first, for ever.
+  if jax.process_index() == 0 and directory.exists():
+    shutil.rmtree(directory)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"replace {directory}")
+  ocp.save(directory, params)
 
 
 def load_params(directory: files.PathLike, abstract_params: Any) -> Any:

@@ -334,9 +334,6 @@ class _Loop:
     if better:
       progress.best, progress.best_step = value, done
       progress.worse = 0
-      # With two saves in flight orbax's processes may wait for each other under
-      # different names, for ever: the names count the saves begun so far.
-      self._checkpoints.wait()
       checkpoint.save_best(self._run, done, train_state.params)
     else:
       progress.worse += 1

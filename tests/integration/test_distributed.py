@@ -1,5 +1,6 @@
 """Several processes with real collectives, and other numbers of them after."""
 
+import asyncio
 import os
 import pathlib
 import shutil
@@ -11,6 +12,7 @@ import time
 
 import jax
 import pytest
+from orbax.checkpoint._src.path import async_path
 
 from benchmarks import kill_resume
 from onerec_jax import checkpoint, model_configs, partitioning, workflow
@@ -32,6 +34,7 @@ jax.distributed.initialize(address, 2, int(rank))
 assert jax.device_count() == 8
 from onerec_jax import config, partitioning, workflow
 from tests.integration import test_distributed
+test_distributed.look_late(int(rank))
 for mesh in (config.MeshConfig(), config.MeshConfig(data=1, tensor=8)):
   rows = partitioning.local_rows(partitioning.make_mesh(mesh), 16)
   print("rows", *rows.tolist())
@@ -98,6 +101,21 @@ def finish(processes, seconds):
       raise TimeoutError("\n---- the other ----\n".join(ends))
     time.sleep(0.1)
   return [process.communicate() for process in processes]
+
+
+def look_late(rank):
+  """The second process sees what is on disk after the first went on.
+
+  Where a resumed run replaces a best model, orbax's `overwrite` then leaves
+  both waiting for ever.
+  """
+  exists = async_path.exists
+
+  async def late(path):
+    await asyncio.sleep(0.2 * rank)
+    return await exists(path)
+
+  async_path.exists = late
 
 
 def cut(workdir, copy):

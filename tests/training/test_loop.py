@@ -213,32 +213,6 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(tiny, tmp_path):
     _train(wider, tmp_path, _steady(), num_steps=6)
 
 
-def test_the_best_is_written_when_no_checkpoint_is(tiny, tmp_path, monkeypatch):
-  """Two saves at once can leave two processes waiting for each other."""
-  order = []
-
-  def listen(owner, name):
-    wrapped = getattr(owner, name)
-
-    def told(*args):
-      order.append(name)
-      return wrapped(*args)
-
-    monkeypatch.setattr(owner, name, told)
-
-  listen(checkpoint.TrainingCheckpoints, "save")
-  listen(checkpoint.TrainingCheckpoints, "wait")
-  listen(checkpoint, "save_best")
-  values = iter(range(9))
-  rising = lambda _: {"ndcg@10": float(next(values))}
-  _train(tiny, tmp_path, rising, num_steps=3, validate_every=1)
-  assert order.count("save_best") == order.count("save") == 3
-  pending = False
-  for event in order:
-    assert not (event == "save_best" and pending)
-    pending = event == "save" or (pending and event != "wait")
-
-
 def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path):
   path = tmp_path / "metrics.jsonl"
   path.write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
