@@ -1,5 +1,7 @@
 """What is refused before anything is compiled."""
 
+import re
+
 import pytest
 
 from onerec_jax import config as config_lib
@@ -13,13 +15,18 @@ MODELS = {
 }
 
 
-def check(model, **evaluation):
+def refusal(model, **evaluation):
+  """Why a config is refused; nothing if it is not."""
   c = config_lib.Config(model=MODELS[model])
   if model == "session":
     c.pipeline.targets, c.pipeline.row_targets = "session", 20
   for name, value in evaluation.items():
     setattr(c.evaluation, name, value)
-  runs.check(c, partitioning.make_mesh(c.mesh), 100)
+  try:
+    runs.check(c, partitioning.make_mesh(c.mesh), 100)
+  except ValueError as error:
+    return str(error)
+  return ""
 
 
 @pytest.mark.parametrize(
@@ -35,7 +42,7 @@ def check(model, **evaluation):
   ],
 )
 def test_what_can_be_judged_is_let_through(model, settings):
-  check(model, **settings)
+  assert refusal(model, **settings) == ""
 
 
 @pytest.mark.parametrize(
@@ -51,5 +58,4 @@ def test_what_can_be_judged_is_let_through(model, settings):
   ],
 )
 def test_what_no_validation_would_have_is_refused(model, settings, told):
-  with pytest.raises(ValueError, match=told):
-    check(model, **settings)
+  assert re.search(told, refusal(model, **settings))
