@@ -41,6 +41,8 @@ _AS_IT_STANDS = {
 """Slice → sizes whose config is compiled as it stands, too."""
 _WHOLE_STATE = 0.6
 """Billions of parameters that a chip holds the whole state of."""
+_EXPERTS_CONTEXTS = 1024
+"""Of a chip, where a token meets few of the experts whose weights are read."""
 _HEADER = """\
 | size, slice | mesh | contexts | key/value heads | remat | memory | compute \
 | HBM | links | MFU, overlap | none |
@@ -69,14 +71,17 @@ def ways(size: str, topology: str) -> list[Way]:
 
   V2's Table 4 finds the loss unchanged by fewer key/value heads.
   """
-  found, heads = [], sizes.lazy_decoder(size).num_heads
-  if size != sizes.EXPERTS:
-    few = max(n for n in (1, 2, 4) if heads % n == 0)
-    fsdp, policies = 1, ["full", "dots"]
-    if float(size.removesuffix("B")) > _WHOLE_STATE:
-      fsdp = 32 if topology.startswith("v5p") else 64
-    if topology.startswith("v5p") and size not in _BOTH:
-      policies = ["dots"]
+  heads = sizes.lazy_decoder(size).num_heads
+  few = max(n for n in (1, 2, 4) if heads % n == 0)
+  fsdp = 32 if topology.startswith("v5p") else 64
+  policies = ["full", "dots"]
+  if topology.startswith("v5p") and size not in _BOTH:
+    policies = ["dots"]
+  if size == sizes.EXPERTS:
+    found = [Way(fsdp, _EXPERTS_CONTEXTS, few, policies[0])]
+  else:
+    if float(size.removesuffix("B")) <= _WHOLE_STATE:
+      fsdp = 1
     found = [Way(fsdp, 256, few, remat) for remat in policies]
     if size in ("1B", "8B"):
       found.append(Way(fsdp, 128, heads, "full"))

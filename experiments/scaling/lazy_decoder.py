@@ -59,7 +59,8 @@ def of_model(
   # The context's width must divide over up to 64 chips along fsdp.
   c.model.feature_embed_dim = 16 + -(3 * c.model.sid_embed_dim + 16) % 64
   c.optimizer.schedule = "constant"
-  # Below 1B a chip holds the whole state.
-  c.mesh.fsdp = 32 if c.model.d_model >= 1792 else 1
+  # Below 1B, without experts, a chip holds the whole state.
+  large = c.model.d_model >= 1792 or c.model.moe.num_experts
+  c.mesh.fsdp = 32 if large else 1
   c.evaluation.beam_width = 512
   return c

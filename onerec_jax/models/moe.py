@@ -12,10 +12,7 @@ the top k of s + b, the gates are of s alone, and after every step
 b_i += rate · sign(mean load − load_i); see `balance`.
 
 No expert has a capacity and no token is dropped: copies of the tokens are
-sorted by expert and multiplied group by group (`jax.lax.ragged_dot`). XLA has
-that product for TPUs; for CPUs and GPUs, and for the gradient of the weights
-on TPUs too, JAX 0.10 writes a masked dense one over all the experts, with E
-times the arithmetic.
+sorted by expert and multiplied group by group (grouped.py).
 """
 
 import functools
@@ -29,7 +26,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 
 from onerec_jax import model_configs, partitioning
-from onerec_jax.models import layers
+from onerec_jax.models import grouped, layers
 
 ROUTERS = ("sigmoid", "softmax")
 """What `router` may be."""
@@ -222,6 +219,8 @@ def _run(
       partitioning.spec(("expert", "mlp", None)),
     ),
     out_specs=tokens,
+    # What a kernel gives is not known to vary over the mesh.
+    check_vma=False,
   )(
     jnp.pad(x, pad),
     jnp.pad(chosen, pad, constant_values=_NOWHERE),
@@ -259,8 +258,8 @@ def _experts(
   # hold anything: they are masked on both sides, so no gradient passes.
   here = (jnp.arange(N * k) < jnp.sum(sizes))[:, None]
   rows = jnp.where(here, x[order // k], 0)
-  gate, value = jnp.split(jax.lax.ragged_dot(rows, wi, sizes), 2, axis=-1)
-  out = jax.lax.ragged_dot(nn.silu(gate) * value, wo, sizes)
+  gate, value = jnp.split(grouped.dot(rows, wi, sizes), 2, axis=-1)
+  out = grouped.dot(nn.silu(gate) * value, wo, sizes)
   out = jnp.where(here, out, 0)
   copies = jnp.zeros_like(out).at[order].set(out, unique_indices=True)
   # Gates are float32, so the sum over copies is too.

@@ -1,0 +1,89 @@
+"""Rows times the matrix of their group: the product of experts (moe.py).
+
+XLA has it for TPUs (`jax.lax.ragged_dot`), with the gradient of the rows. The
+gradient of the matrices it writes as a masked dense product over all groups,
+with as many times the arithmetic as there are groups. On TPUs that one is
+JAX's Pallas kernel here, `tgmm` of megablox; CPUs and GPUs have XLA's for all
+three, in JAX 0.10 each of them dense.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
+from jaxtyping import Array, Float, Int
+
+_FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 128, 512, 1024
+"""Of a tile of the kernel, which reads one more of them for each group: about
+the mean group's rows. Two buffers of inputs and output and the float32 sum are
+12 MiB in bfloat16, of 16 MiB of vector memory that XLA gives a kernel."""
+
+
+@jax.custom_vjp
+def dot(
+  rows: Float[Array, "M D"],
+  matrices: Float[Array, "E D F"],
+  sizes: Int[Array, "E"],
+) -> Float[Array, "M F"]:
+  """`jax.lax.ragged_dot`, with a gradient that TPUs compute group by group.
+
+  In a `jax.shard_map` it needs `check_vma=False`, as any kernel.
+
+  Args:
+    rows: sorted by group.
+    matrices: one of each group.
+    sizes: rows of each group. What comes after the last group's is neither
+      defined nor passed a gradient: mask it.
+  """
+  return jax.lax.ragged_dot(rows, matrices, sizes)
+
+
+def _forward(rows, matrices, sizes):
+  return dot(rows, matrices, sizes), (rows, matrices, sizes)
+
+
+def _backward(saved, out):
+  rows, matrices, sizes = saved
+  of_rows = jax.lax.ragged_dot(out, matrices.swapaxes(1, 2), sizes)
+  of_matrices = jax.lax.platform_dependent(
+    rows, out, sizes, tpu=outer, default=_dense_outer
+  )
+  return of_rows, of_matrices, None
+
+
+dot.defvjp(_forward, _backward)
+
+
+def outer(
+  rows: Float[Array, "M D"],
+  out: Float[Array, "M F"],
+  sizes: Int[Array, "E"],
+  interpret: bool = False,
+) -> Float[Array, "E D F"]:
+  """rows[group]ᵀ · out[group] of each group, by the TPU kernel.
+
+  Args:
+    rows: sorted by group.
+    out: likewise.
+    sizes: rows of each group; of none the product is 0.
+    interpret: run it on other devices, slowly.
+  """
+  mean = -(-len(rows) // (len(sizes) * _FEWEST_ROWS)) * _FEWEST_ROWS
+  tile = min(mean, _MOST_ROWS)
+  pad = ((0, -len(rows) % tile), (0, 0))
+  rows, out = jnp.pad(rows, pad), jnp.pad(out, pad)
+  columns = (min(_MOST_COLUMNS, x.shape[1]) for x in (rows, out))
+  return tgmm(
+    rows.swapaxes(0, 1), out, sizes, rows.dtype, (tile, *columns),
+    interpret=interpret,
+  )  # fmt: skip
+
+
+_CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
+  dot_dimension_numbers=(((0,), (0,)), ((), ())),
+  lhs_ragged_dimensions=[0],
+  rhs_group_dimensions=[],
+)
+
+
+def _dense_outer(rows, out, sizes):
+  return jax.lax.ragged_dot_general(rows, out, sizes, _CONTRACT_ROWS)
