@@ -12,10 +12,11 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
 from jaxtyping import Array, Float, Int
 
-_FEWEST_ROWS, _MOST_ROWS, _MOST_COLUMNS = 128, 512, 1024
-"""Of a tile of the kernel, which reads one more of them for each group: about
-the mean group's rows. Two buffers of inputs and output and the float32 sum are
-12 MiB in bfloat16, of 16 MiB of vector memory that XLA gives a kernel."""
+_FEWEST_ROWS, _MOST_ROWS, _MOST_BYTES = 128, 512, 2048
+"""Of a tile of the kernel: its rows, about those of the mean group, as a tile
+that two groups share is computed for both; and of a row on either side. Two
+buffers of inputs and output and the float32 sum are then 12 MiB in bfloat16 and
+7 in float32, of the 16 MiB of vector memory that XLA gives a kernel."""
 
 
 @jax.custom_vjp
@@ -71,7 +72,8 @@ def outer(
   tile = min(mean, _MOST_ROWS)
   pad = ((0, -len(rows) % tile), (0, 0))
   rows, out = jnp.pad(rows, pad), jnp.pad(out, pad)
-  columns = (min(_MOST_COLUMNS, x.shape[1]) for x in (rows, out))
+  widest = _MOST_BYTES // rows.dtype.itemsize
+  columns = (min(widest, x.shape[1]) for x in (rows, out))
   return tgmm(
     rows.swapaxes(0, 1), out, sizes, rows.dtype, (tile, *columns),
     interpret=interpret,
