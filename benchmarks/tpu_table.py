@@ -6,7 +6,7 @@ Compiles the training step of each size for each slice in the ways that may be
 best there, one `launch.compile_tpu` a way, and prints all of them as Markdown,
 the best of a size and slice in bold. What the file has already is not compiled
 again; `--sizes=` compiles nothing and prints. One way takes 1 to 2 minutes on
-two cores, all of them one to two hours.
+two cores, of `MoE-4B` 4 to 11, all of them two hours.
 """
 
 import dataclasses

@@ -9,8 +9,8 @@ with --config.pipeline.batch_size=65536 --config.mesh.fsdp=64
 --config.model.num_kv_heads=4 it is 87% on v6e:16x16. `MoE-4B` is the size with
 experts, whose weights want many tokens: --config.pipeline.batch_size=65536
 --config.model.num_kv_heads=1 bound it at 69% on v5p:4x4x4, against 19% as it
-stands. `1B:id100M` reads events by item id too, hashed into a table of 100M rows
-(docs/id_tables.md).
+stands. `1B:id100M` reads events by item id too, hashed into a table of 100M
+rows (docs/id_tables.md).
 """
 
 import re
@@ -24,6 +24,8 @@ def get_config(arg: str = "0.05B") -> config_lib.Config:
   size, _, table = arg.partition(":")
   name = f"lazy_decoder_{arg}".replace(":", "_")
   c = of_model(name, sizes.lazy_decoder(size))
+  if size == sizes.EXPERTS:
+    c.mesh.fsdp = 32
   if table:
     _add_id_table(c, table)
   return c
@@ -61,8 +63,7 @@ def of_model(
   # The context's width must divide over up to 64 chips along fsdp.
   c.model.feature_embed_dim = 16 + -(3 * c.model.sid_embed_dim + 16) % 64
   c.optimizer.schedule = "constant"
-  # Below 1B, without experts, a chip holds the whole state.
-  large = c.model.d_model >= 1792 or c.model.moe.num_experts
-  c.mesh.fsdp = 32 if large else 1
+  # Below 1B a chip holds the whole state.
+  c.mesh.fsdp = 32 if c.model.d_model >= 1792 else 1
   c.evaluation.beam_width = 512
   return c

@@ -14,9 +14,10 @@ from jaxtyping import Array, Float, Int
 
 _FEWEST_ROWS, _MOST_ROWS, _MOST_BYTES = 128, 512, 2048
 """Of a tile of the kernel: its rows, about those of the mean group, as a tile
-that two groups share is computed for both; and of a row on either side. Two
-buffers of inputs and output and the float32 sum are then 12 MiB in bfloat16 and
-7 in float32, of the 16 MiB of vector memory that XLA gives a kernel."""
+that two groups share is computed for both; and at most so much of a row on
+either side. Two buffers of inputs and output and the float32 sum are then 12
+MiB in bfloat16 and 7 in float32, of the 16 that XLA gives a kernel."""
+_LANES = 128
 
 
 @jax.custom_vjp
@@ -32,14 +33,15 @@ def dot(
   Args:
     rows: sorted by group.
     matrices: one of each group.
-    sizes: rows of each group. What comes after the last group's is neither
-      defined nor passed a gradient: mask it.
+      Of the same type as `rows`.
+    sizes: rows of each group. What comes after the last group's is undefined,
+      in the product and in the gradient of `rows`: mask it on both sides.
   """
   return jax.lax.ragged_dot(rows, matrices, sizes)
 
 
 def _forward(rows, matrices, sizes):
-  return dot(rows, matrices, sizes), (rows, matrices, sizes)
+  return jax.lax.ragged_dot(rows, matrices, sizes), (rows, matrices, sizes)
 
 
 def _backward(saved, out):
@@ -69,15 +71,20 @@ def outer(
     interpret: run it on other devices, slowly.
   """
   mean = -(-len(rows) // (len(sizes) * _FEWEST_ROWS)) * _FEWEST_ROWS
-  tile = min(mean, _MOST_ROWS)
+  tile = min(max(mean, _FEWEST_ROWS), _MOST_ROWS)
   pad = ((0, -len(rows) % tile), (0, 0))
   rows, out = jnp.pad(rows, pad), jnp.pad(out, pad)
-  widest = _MOST_BYTES // rows.dtype.itemsize
-  columns = (min(widest, x.shape[1]) for x in (rows, out))
+  columns = (_columns(x.shape[1], x.dtype.itemsize) for x in (rows, out))
   return tgmm(
     rows.swapaxes(0, 1), out, sizes, rows.dtype, (tile, *columns),
     interpret=interpret,
   )  # fmt: skip
+
+
+def _columns(width: int, itemsize: int) -> int:
+  """Of a tile: the last is computed whole, so that all are of about a size."""
+  tiles = -(-width * itemsize // _MOST_BYTES)
+  return min(width, -(-width // (tiles * _LANES)) * _LANES)
 
 
 _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(

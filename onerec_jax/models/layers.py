@@ -107,7 +107,7 @@ _REMAT_POLICIES = {
   "full": jax.checkpoint_policies.nothing_saveable,
   "dots": jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    jax.checkpoint_policies.save_only_these_names("attended"),
+    jax.checkpoint_policies.save_only_these_names("attended", "grouped"),
   ),
 }
 REMAT = ("none", *_REMAT_POLICIES)

@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from onerec_jax import model_configs, partitioning
@@ -219,7 +220,8 @@ def _run(
       partitioning.spec(("expert", "mlp", None)),
     ),
     out_specs=tokens,
-    # What a kernel gives is not known to vary over the mesh.
+    # What a kernel gives is not known to vary over the mesh. The price is one
+    # more sum over `tensor` in the backward pass, the transpose of the last.
     check_vma=False,
   )(
     jnp.pad(x, pad),
@@ -258,8 +260,10 @@ def _experts(
   # hold anything: they are masked on both sides, so no gradient passes.
   here = (jnp.arange(N * k) < jnp.sum(sizes))[:, None]
   rows = jnp.where(here, x[order // k], 0)
-  gate, value = jnp.split(grouped.dot(rows, wi, sizes), 2, axis=-1)
-  out = grouped.dot(nn.silu(gate) * value, wo, sizes)
+  # Worth keeping where products are, whose policy knows dense ones alone.
+  keep = functools.partial(checkpoint_name, name="grouped")
+  gate, value = jnp.split(keep(grouped.dot(rows, wi, sizes)), 2, axis=-1)
+  out = keep(grouped.dot(nn.silu(gate) * value, wo, sizes))
   out = jnp.where(here, out, 0)
   copies = jnp.zeros_like(out).at[order].set(out, unique_indices=True)
   # Gates are float32, so the sum over copies is too.

@@ -283,7 +283,7 @@ def test_a_killed_process_resumes_bit_equal(tmp_path):
   process = _process(folder, raw)
   _wait_for_step(process, folder, 26)
   process.kill()
-  process.wait()
+  assert process.wait() == -signal.SIGKILL, "it ended before"
   train(folder, raw)
 
   runs = [tmp_path / "whole" / "models/tiny", folder / "models/tiny"]
