@@ -1,5 +1,6 @@
 """Experts against numpy loops, and meshes against a device."""
 
+import math
 import re
 
 import jax
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec
 
 from onerec_jax import config as config_lib
 from onerec_jax import partitioning
-from onerec_jax.models import moe
+from onerec_jax.models import layers, moe
 from onerec_jax.scaling import hlo
 from tests.models.moe_oracle import (
   PADDING,
@@ -285,6 +286,27 @@ def test_forward_flops_agree_with_the_compiler(k, shared):
   counted = moe.forward_flops(N, D, F, k, shared, E) - 2 * N * D * E
   assert few - (E - 1) * of_one == pytest.approx(counted, rel=0.03)
   assert few > 2 * counted
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 2, 2)])
+@pytest.mark.parametrize(
+  ("policy", "again"), [("none", 0), ("full", 2), ("dots", 0)]
+)
+def test_products_are_computed_again_where_nothing_is_kept(
+  policy, again, sizes
+):
+  """Two products, and of each the gradients of its two factors."""
+  module = layers.remat(moe.MoE, policy)(8, 2, F)
+  params, x = parameters(moe.MoE(8, 2, F), 8), draw(16, D)
+
+  def loss(params):
+    return jnp.sum(module.apply({"params": params}, x, jnp.ones(16)))
+
+  devices = jax.devices()[: math.prod(sizes)]
+  mesh = partitioning.make_mesh(config_lib.MeshConfig(*sizes), devices)
+  with jax.set_mesh(mesh):
+    program = str(jax.make_jaxpr(jax.grad(loss))(params))
+  assert program.count("= ragged_dot") == 2 + 4 + again
 
 
 @pytest.mark.parametrize(
