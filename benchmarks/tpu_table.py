@@ -78,7 +78,9 @@ def ways(size: str, topology: str) -> list[Way]:
   if topology.startswith("v5p") and size not in _BOTH:
     policies = ["dots"]
   if size == sizes.EXPERTS:
-    found = [Way(fsdp, _EXPERTS_CONTEXTS, few, policies[0])]
+    if topology.startswith("v5e"):
+      policies = ["full"]
+    found = [Way(fsdp, _EXPERTS_CONTEXTS, few, remat) for remat in policies]
   else:
     if float(size.removesuffix("B")) <= _WHOLE_STATE:
       fsdp = 1

@@ -8,7 +8,7 @@ table), in two minutes on two cores. A slice of 256 chips wants a larger batch:
 with --config.pipeline.batch_size=65536 --config.mesh.fsdp=64
 --config.model.num_kv_heads=4 it is 87% on v6e:16x16. `MoE-4B` is the size with
 experts, whose weights want many tokens: --config.pipeline.batch_size=65536
---config.model.num_kv_heads=1 bound it at 69% on v5p:4x4x4, against 19% as it
+--config.model.num_kv_heads=1 bound it at 72% on v5p:4x4x4, against 21% as it
 stands. `1B:id100M` reads events by item id too, hashed into a table of 100M
 rows (docs/id_tables.md).
 """
