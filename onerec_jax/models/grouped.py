@@ -32,8 +32,7 @@ def dot(
 
   Args:
     rows: sorted by group.
-    matrices: one of each group.
-      Of the same type as `rows`.
+    matrices: one of each group, of the rows' type.
     sizes: rows of each group. What comes after the last group's is undefined,
       in the product and in the gradient of `rows`: mask it on both sides.
   """
