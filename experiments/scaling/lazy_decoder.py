@@ -24,7 +24,7 @@ def get_config(arg: str = "0.05B") -> config_lib.Config:
   size, _, table = arg.partition(":")
   name = f"lazy_decoder_{arg}".replace(":", "_")
   c = of_model(name, sizes.lazy_decoder(size))
-  if size == sizes.EXPERTS:
+  if size == sizes.EXPERTS:  # Narrow, but the state of 4B parameters.
     c.mesh.fsdp = 32
   if table:
     _add_id_table(c, table)
