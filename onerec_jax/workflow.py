@@ -6,6 +6,7 @@ these; so may you, from Python.
 
 import functools
 import pathlib
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -241,7 +242,7 @@ def evaluate(
   if name == POPULARITY:
     return evaluate_popularity(workdir, split, beside)
   finished = assemble.run_directory(workdir, name) / "finished.json"
-  if _is_newer(location(workdir, name, split), finished) and _same_data(
+  if _is_newer(location(workdir, name, split), finished) and assemble.same_data(
     workdir, name
   ):
     return Evaluation.load(workdir, name, split)
@@ -256,6 +257,18 @@ def evaluate(
   return found
 
 
+def current_runs(workdir: files.PathLike) -> list[str]:
+  """Trained runs of the data that are prepared now; says what it leaves out."""
+  found = runs.finished_runs(workdir)
+  current = [name for name in found if assemble.same_data(workdir, name)]
+  for name in sorted({*found} - {*current}):
+    print(
+      f"{name}: trained on other data than is prepared now, left out",
+      file=sys.stderr,
+    )
+  return current
+
+
 def evaluate_all(
   workdir: files.PathLike, names: Sequence[str] = (), split: str = "test"
 ) -> list[Evaluation]:
@@ -263,10 +276,10 @@ def evaluate_all(
 
   Args:
     workdir: the work directory.
-    names: of the runs; none: every trained one, and popularity.
+    names: of the runs; none: `current_runs`, and popularity.
     split: `validation` or `test`.
   """
-  names = names or [*runs.finished_runs(workdir), POPULARITY]
+  names = names or [*current_runs(workdir), POPULARITY]
   beside = next((name for name in names if name != POPULARITY), "")
   return [evaluate(workdir, name, split, beside) for name in names]
 
@@ -283,7 +296,7 @@ def evaluate_sessions(
   """
   finished = assemble.run_directory(workdir, name) / "finished.json"
   kept = location(workdir, name, f"{split}_sessions")
-  if _is_newer(kept, finished) and _same_data(workdir, name):
+  if _is_newer(kept, finished) and assemble.same_data(workdir, name):
     return Evaluation.load(workdir, name, f"{split}_sessions")
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   system, params = assemble.load(workdir, name, mesh)
@@ -312,15 +325,6 @@ def _is_newer(path: pathlib.Path, source: pathlib.Path) -> bool:
     and source.exists()
     and path.stat().st_mtime_ns >= source.stat().st_mtime_ns
   )
-
-
-def _same_data(workdir: files.PathLike, name: str) -> bool:
-  """Whether a run was trained on what is prepared now."""
-  prepared = shards.PreparedData.open(workdir, verify=False)
-  record = files.read_json(
-    assemble.run_directory(workdir, name) / "config.json"
-  )
-  return record["prepared"] == prepared.manifest["fingerprint"]
 
 
 def evaluate_popularity(

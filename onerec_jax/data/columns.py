@@ -107,11 +107,14 @@ _WORDS = {"true": 1.0, "false": 0.0}
 _NO_FLAG = "not a flag (0, 1, true, false)"
 
 
+_ABSENT = ("", "null", "none")
+
+
 def _parse(text: str | None) -> float | None:
   text = (text or "").strip().lower()
   if text in _WORDS:
     return _WORDS[text]
-  return float(text) if text not in ("", "null", "none") else None
+  return float(text) if text not in _ABSENT else None
 
 
 def _loop(array: pa.Array, parse: Any, kind: pa.DataType, problem: str):
@@ -183,6 +186,8 @@ def _as_time(array: pa.Array) -> tuple[pa.Array, dict[int, str]]:
   if pa.types.is_timestamp(array.type):
     milliseconds = array.cast(pa.timestamp("ms", array.type.tz), safe=False)
     array = milliseconds.cast(pa.int64())
+  elif (dates := _compact_dates(array.cast(pa.float64()))) is not None:
+    array = dates.cast(pa.int64())
   else:
     array = array.cast(pa.float64())
     _note(
@@ -195,10 +200,36 @@ def _as_time(array: pa.Array) -> tuple[pa.Array, dict[int, str]]:
   return typed, more | problems
 
 
-def _parse_time(text: str | None) -> int | None:
-  if text is None or not text.strip():
+def _compact_dates(array: pa.Array) -> pa.Array | None:
+  """Midnights, where all values are dates without dashes, such as 20240131.
+
+  ISO 8601 allows that form; as seconds they would all lie in August 1970.
+  """
+  given = array.drop_null()
+  date = pc.and_(
+    pc.and_(pc.greater_equal(given, 19000101), pc.less(given, 21010101)),
+    pc.equal(pc.floor(given), given),
+  )
+  if not len(given) or not pc.all(date).as_py():
     return None
-  time = datetime.datetime.fromisoformat(text.strip())
+  text = array.cast(pa.int64()).cast(pa.string())
+  times = pc.strptime(text, "%Y%m%d", "ms", error_is_null=True)
+  return times if times.null_count == array.null_count else None
+
+
+def _parse_time(text: str | None) -> int | None:
+  text = (text or "").strip()
+  if text.lower() in _ABSENT:
+    return None
+  try:
+    seconds = float(text)
+  except ValueError:
+    pass
+  else:
+    if not seconds <= _LARGEST_SECONDS:
+      raise ValueError(f"{text} is too large for seconds")
+    return round(seconds * 1000)
+  time = datetime.datetime.fromisoformat(text)
   if time.tzinfo is None:
     time = time.replace(tzinfo=datetime.UTC)
   return round(time.timestamp() * 1000)

@@ -23,6 +23,9 @@ from onerec_jax.data.batch import Catalogue
 from onerec_jax.inference import prefix_index
 from onerec_jax.models import registry, two_tower
 
+PREFERRED = "lazy_decoder"
+"""The run that is asked where several are there and none is named."""
+
 
 @dataclasses.dataclass(frozen=True)
 class System:
@@ -112,6 +115,35 @@ def read_record(workdir: files.PathLike, name: str) -> dict[str, Any]:
   return files.read_json(run / "config.json")
 
 
+def same_data(workdir: files.PathLike, name: str) -> bool:
+  """Whether a run was trained on what is prepared now."""
+  prepared = shards.PreparedData.open(workdir, verify=False)
+  record = read_record(workdir, name)
+  return record["prepared"] == prepared.manifest["fingerprint"]
+
+
+def choose(workdir: files.PathLike, model: str = "") -> str:
+  """The name of the run to load; see `recommender.Recommender.load`."""
+  runs = pathlib.Path(workdir) / "models"
+  names = sorted(path.parent.name for path in runs.glob("*/best.json"))
+  if model in names:
+    return model
+  if not model:
+    # What the data were before they were prepared anew, nobody asks for.
+    current = [name for name in names if same_data(workdir, name)]
+    names = current or names
+  if not model and len(names) == 1:
+    return names[0]
+  if not model and PREFERRED in names:
+    return PREFERRED
+  if not names:
+    raise ValueError(
+      f"{runs} has no trained run; train one with python -m launch.train"
+    )
+  asked = f"there is no run {model!r}" if model else "several runs"
+  raise ValueError(f"{asked} in {runs}; name one of {names}")
+
+
 def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
   """A trained system and its best parameters.
 
@@ -130,7 +162,8 @@ def load(workdir: files.PathLike, name: str, mesh: Mesh) -> tuple[System, Any]:
   if prepared.manifest["fingerprint"] != record["prepared"]:
     raise ValueError(
       f"{run} was trained on other data than {workdir}/prepared now holds; "
-      "train it again, or prepare the old data again"
+      "train it again, prepare the old data again, or name runs of these data "
+      "(--model, --models)"
     )
   sids = None
   if record["semantic_ids"]:

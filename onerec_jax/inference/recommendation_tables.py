@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import rich.box
-import rich.markup
 import rich.table
+import rich.text
 
 from onerec_jax import files
 from onerec_jax.data import columns
@@ -145,7 +145,7 @@ def as_table(
   who = "a newcomer" if request.user is None else f"user {request.user}"
   after = "; ".join(latest) if latest else "nothing yet"
   table = rich.table.Table(
-    title=rich.markup.escape(f"For {who}, after: {after}"),
+    title=rich.text.Text(f"For {who}, after: {after}"),
     box=rich.box.SIMPLE_HEAD,
   )
   table.add_column("rank", justify="right")
@@ -157,8 +157,9 @@ def as_table(
   ):
     table.add_row(
       str(rank),
-      rich.markup.escape(item),
-      rich.markup.escape(title),
+      # Plain: `:100:` in an id is neither markup nor an emoji.
+      rich.text.Text(item),
+      rich.text.Text(title),
       f"{score:.3f}",
     )
   return table

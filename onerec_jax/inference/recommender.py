@@ -1,7 +1,6 @@
 """Recommendations by raw ids, from a trained run in a work directory."""
 
 import dataclasses
-import pathlib
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble, retrieval
 
 RawId = str | int
-PREFERRED = "lazy_decoder"
 BATCH_SIZE = 64
 
 
@@ -33,7 +31,8 @@ class Request:
     user: raw user id; gives stored static features also beside a history. A
       user who is not stored may have a history.
     allowed: raw item ids to choose from; None: the whole catalogue.
-    timestamps_ms: of the history; absent, its time gaps are unknown.
+    timestamps_ms: of the history, since 1970, or NumPy's datetimes of any
+      unit; absent, its time gaps are unknown.
     event_columns: event column (`rating`, …) → values of the history, NaN
       absent; columns the data was prepared without do not count.
     user_columns: user column → value; instead of the stored ones.
@@ -42,7 +41,7 @@ class Request:
   history: Sequence[RawId] | None = None
   user: RawId | None = None
   allowed: Sequence[RawId] | None = None
-  timestamps_ms: Sequence[int] | None = None
+  timestamps_ms: Sequence[int] | np.ndarray | None = None
   event_columns: Mapping[str, Sequence[float]] = dataclasses.field(
     default_factory=dict
   )
@@ -104,7 +103,9 @@ class Recommender:
       ValueError: no such run, or several and none preferred; they are named.
     """
     mesh = partitioning.make_mesh(config_lib.MeshConfig())
-    system, params = assemble.load(workdir, choose(workdir, model), mesh)
+    system, params = assemble.load(
+      workdir, assemble.choose(workdir, model), mesh
+    )
     return cls(system, params, mesh, batch_size)
 
   def recommend(
@@ -145,6 +146,8 @@ class Recommender:
       raise ValueError(f"on_unknown={on_unknown!r}: want error or skip")
     if beam_width is None:
       beam_width = self.system.config.evaluation.beam_width
+    if on_unknown == "error":
+      self._check_ids(requests)
     items, scores = [], []
     for start in rich.progress.track(
       range(0, len(requests), self._batch_size),
@@ -266,13 +269,24 @@ class Recommender:
         mask[place, items] = True
     return mask
 
+  def _check_ids(self, requests: Sequence[Request]) -> None:
+    """Refuses unknown ids before the first search, not after the last."""
+    for place, request in enumerate(requests):
+      where = f"request {place}"
+      if request.history is not None:
+        self._dense(request.history, f"{where}, history", "error")
+      elif request.user is not None:
+        self._place(request.user, where)
+      if request.allowed is not None:
+        self._dense(request.allowed, f"{where}, allowed", "error")
+
   def _row(self, request: Request, place: int, on_unknown: str) -> _Row:
     """Dense ids and buckets of a request, `place` in the caller's list."""
     where = f"request {place}"
     stored = None
     if request.history is None and request.user is None:
       raise ValueError(f"{where} has neither a user nor a history")
-    known = str(request.user) in self._users
+    known = request.user is not None and self.has_user(request.user)
     if request.history is None and not known and on_unknown == "skip":
       warnings.warn(
         f"{where}: user {request.user!r} is not known, a newcomer's answer",
@@ -323,7 +337,7 @@ class Recommender:
     if request.timestamps_ms is None:
       columns["gap"] = np.full(count, np.nan)
     else:
-      times = np.asarray(request.timestamps_ms, np.int64)
+      times = _milliseconds(request.timestamps_ms, where)
     for name, values in {**columns, "timestamps_ms": times}.items():
       if len(values) != count:
         raise ValueError(
@@ -334,13 +348,16 @@ class Recommender:
     )
 
   def _record(self, user: RawId | None, where: str) -> shards.UserRecord:
+    return self._prepared.user(self._place(user, where))
+
+  def _place(self, user: RawId | None, where: str) -> int:
     place = self._users.get(str(user))
     if place is None:
       raise ValueError(
         f"{where}: user {user!r} is not in {self._prepared.directory}; give a "
         "history of item ids instead"
       )
-    return self._prepared.user(place)
+    return place
 
   def _dense(
     self,
@@ -367,19 +384,19 @@ class Recommender:
     return dense if keep_places else dense[dense > 0]
 
 
-def choose(workdir: files.PathLike, model: str = "") -> str:
-  """The name of the run to load; see `Recommender.load`."""
-  runs = pathlib.Path(workdir) / "models"
-  names = sorted(path.parent.name for path in runs.glob("*/best.json"))
-  if model in names:
-    return model
-  if not model and len(names) == 1:
-    return names[0]
-  if not model and PREFERRED in names:
-    return PREFERRED
-  if not names:
+def _milliseconds(times: Any, where: str) -> np.ndarray:
+  """int64 milliseconds, of datetimes as well."""
+  try:
+    times = np.asarray(times)
+    if times.dtype.kind == "M":
+      times = times.astype("datetime64[ms]")
+      if np.isnat(times).any():
+        raise ValueError("a time is missing")
+    elif not np.isfinite(times.astype(np.float64)).all():
+      raise ValueError("a time is not finite")
+    return times.astype(np.int64)
+  except (TypeError, ValueError) as error:
     raise ValueError(
-      f"{runs} has no trained run; train one with python -m launch.train"
-    )
-  asked = f"there is no run {model!r}" if model else "several runs"
-  raise ValueError(f"{asked} in {runs}; name one of {names}")
+      f"{where}, timestamps_ms: {error}; give milliseconds since 1970 or "
+      "datetimes, one for each item, or leave all of them out"
+    ) from error

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import pyarrow as pa
 import rich.console
-import rich.markup
 import rich.progress
 import rich.table
+import rich.text
 from jaxtyping import Int
 
 from onerec_jax import config as config_lib
@@ -272,8 +272,8 @@ def print_new(
     items["raw_id"].to_pylist(), items["title"].to_pylist(), rows
   ):
     table.add_row(
-      rich.markup.escape(raw),
+      rich.text.Text(raw),
       " ".join(map(str, codes)),
-      rich.markup.escape(title or ""),
+      rich.text.Text(title or ""),
     )
   console.print(table)

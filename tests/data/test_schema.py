@@ -220,6 +220,10 @@ def test_ordinal_time_has_no_other_times():
     (["1970-01-01T01:00:01+01:00", "1970-01-02"], [1000, 86_400_000]),
     ([1.5, 2], [1500, 2000]),
     (["1", "2"], [1000, 2000]),
+    # Without dashes ISO 8601 dates look like numbers.
+    (["19700102", "19700104"], [86_400_000, 3 * 86_400_000]),
+    ([19700102, 19700104], [86_400_000, 3 * 86_400_000]),
+    ([20240131, 20240132], [20240131000, 20240132000]),
   ],
 )
 def test_timestamp_is_date_time_or_seconds(times, expected):
@@ -240,6 +244,18 @@ def test_wrong_timestamp(time, match):
   events = {"user_id": [1], "item_id": [1], "timestamp": [time]}
   with pytest.raises(schema.TableError, match=match):
     check(events)
+
+
+@pytest.mark.parametrize("absent", ["NULL", "N/A", "", " "])
+def test_one_bad_time_costs_no_other_row(absent):
+  events = {
+    "user_id": [1, 1, 1], "item_id": [1, 2, 3],
+    "timestamp": ["1", absent, "2.5"],
+  }  # fmt: skip
+  with pytest.raises(schema.TableError, match="row 2"):
+    check(events)
+  table, skipped = check(events, on_bad_row="skip")
+  assert table["timestamp_ms"].to_pylist() == [1000, 2500]
 
 
 def test_ordinal_time_repeats_the_source_row():

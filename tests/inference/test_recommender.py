@@ -5,6 +5,7 @@ The runs have random weights: nothing here depends on what was learned.
 
 import csv
 import io
+import shutil
 import subprocess
 import sys
 
@@ -189,9 +190,12 @@ def test_every_way_to_say_the_same_gives_the_same(workdir, recommenders, name):
     Request(user="nobody", user_columns={"city": "Lima"}, **told),
   ]
   others = [Request(history=["it_3"]), Request(history=[])]
+  times = np.asarray(told["timestamps_ms"], "datetime64[ms]")
+  told["timestamps_ms"] = times.astype("datetime64[ns]")
+  same.append(Request(user_columns={"city": "Lima"}, **told))
   recommender = recommenders[name]
   items, scores = recommender.recommend(same + others, k=5)
-  for other, value in zip(items[1:4], scores[1:4]):
+  for other, value in zip(items[1:5], scores[1:5]):
     assert other == items[0]
     np.testing.assert_allclose(value, scores[0], rtol=1e-5)
   # What is said counts: less said, another answer.
@@ -263,6 +267,10 @@ def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
   assert items == recommender.recommend([Request(history=[])])[0]
   with pytest.raises(ValueError, match="neither a user nor a history"):
     recommender.recommend([Request()])
+  for time in (None, np.nan, np.datetime64("NaT"), "noon"):
+    odd = Request(history=["it_2"], timestamps_ms=np.asarray([time]))
+    with pytest.raises(ValueError, match="request 0, timestamps_ms: "):
+      recommender.recommend([odd])
   with pytest.raises(ValueError, match="2 values of rating for 1 events"):
     recommender.recommend(
       [Request(history=["it_2"], event_columns={"rating": [1.0, 2.0]})]
@@ -283,6 +291,18 @@ def test_the_run_is_chosen_by_name(workdir, recommenders, tmp_path):
     Recommender.load(workdir, "x")
   with pytest.raises(ValueError, match="no trained run"):
     Recommender.load(tmp_path)
+
+
+def test_runs_of_other_data_are_asked_by_name_alone(workdir, tmp_path, capsys):
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  record = assemble.run_directory(copy, "lazy_decoder") / "config.json"
+  files.write_json(record, files.read_json(record) | {"prepared": "before"})
+  assert Recommender.load(copy).system.config.name == "sasrec"
+  with pytest.raises(ValueError, match="trained on other data"):
+    Recommender.load(copy, "lazy_decoder")
+  assert workflow.current_runs(copy) == ["sasrec"]
+  assert "lazy_decoder: trained on other data" in capsys.readouterr().err
 
 
 def test_a_table_of_users(recommenders, tmp_path):
@@ -314,7 +334,12 @@ def test_a_table_of_users(recommenders, tmp_path):
   nobody = recommendation_tables.as_table(
     recommender, Request(user="nobody"), items[1], scores[1]
   )
-  assert nobody.title == "For user nobody, after: nothing yet"
+  assert str(nobody.title) == "For user nobody, after: nothing yet"
+  shop = recommendation_tables.as_table(
+    recommender, Request(user="shop:100:"), items[1], scores[1]
+  )
+  console.print(shop)
+  assert "For user shop:100:, after" in console.export_text()
   pq.write_table(pa.table({"user": ["u-1"]}), source)
   with pytest.raises(ValueError, match="no `user_id`"):
     recommendation_tables.read_requests(source)
