@@ -64,6 +64,9 @@ def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
   """Gives params → validation metrics on a fixed sample of users.
 
   Of requests instead for sessions (`pipeline.targets`) and reward models.
+
+  Raises:
+    ValueError: the validation split holds no target.
   """
   config = system.config
   if isinstance(system.model, reward.RewardModel):
@@ -75,6 +78,13 @@ def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
   users = pipeline.sample_users(
     system.prepared, config.evaluation.validation_users
   )
+  if next(_batches(config, system.prepared, "validation", users), None) is None:
+    raise ValueError(
+      f"{config.name}: the validation split has nothing to ask, so no "
+      "parameters could be chosen; a user needs three events to be validated, "
+      "or with prepare.split=time events in that span: prepare with other "
+      "boundaries, or more data"
+    )
 
   def validate(params: Any) -> dict[str, float]:
     found = _evaluate(

@@ -326,6 +326,15 @@ def test_a_batch_of_queries_of_any_size_gives_the_same(trained):
   assert odd(params) == workflow.validator(system, mesh)(params)
 
 
+def test_nothing_to_validate_is_told_before_training(tmp_path):
+  worlds.write_csv(tmp_path, events=2)
+  config = worlds.config(tmp_path)
+  with pytest.raises(ValueError, match="the validation split has nothing to"):
+    workflow.train(config, tmp_path)
+  run = assemble.run_directory(tmp_path, config.name)
+  assert not (run / "metrics.jsonl").exists()
+
+
 def test_runs_are_those_with_parameters_oldest_first(tmp_path):
   for place, name in enumerate(("second", "first", "unborn")):
     run = assemble.run_directory(tmp_path, name)
