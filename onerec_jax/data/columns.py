@@ -97,7 +97,10 @@ def _as_string(array: pa.Array) -> pa.Array:
     # Data frames turn integer ids into floats where some are missing.
     missing = pa.scalar(None, array.type)
     array = pc.if_else(pc.is_nan(array), missing, array)
-    whole = pc.all(pc.equal(pc.floor(array), array)).as_py() is not False
+    whole = pc.and_(
+      pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**63)
+    )
+    whole = pc.all(whole).as_py() is not False
     array = array.cast(pa.int64()) if whole else array
   array = array.cast(pa.string())
   return pc.if_else(pc.equal(array, ""), pa.scalar(None, pa.string()), array)

@@ -246,6 +246,13 @@ def test_wrong_timestamp(time, match):
     check(events)
 
 
+def test_float_ids_too_large_for_whole_numbers_are_kept_as_they_are():
+  ids = [1e20, float("inf"), 2.0]
+  events = {"user_id": [1, 1, 1], "item_id": ids, "timestamp_ms": [1, 2, 3]}
+  table, _ = check(events)
+  assert [float(item) for item in table["item_id"].to_pylist()] == ids
+
+
 @pytest.mark.parametrize("absent", ["NULL", "N/A", "", " "])
 def test_one_bad_time_costs_no_other_row(absent):
   events = {
