@@ -186,6 +186,20 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
   _check_cutoffs(config, num_items)
   _check_select(config)
   _check_batch(config, mesh)
+  _check_training(config.training)
+
+
+def _check_training(settings: config_lib.TrainingConfig) -> None:
+  """Refuses what would lose checkpoints, or turn a guard off in silence."""
+  for name in ("keep_checkpoints", "log_every"):
+    value = getattr(settings, name)
+    if value < 1:
+      raise ValueError(
+        f"training.{name}={value} must be at least 1; change "
+        f"--config.training.{name}"
+      )
+  if settings.on_nan not in ("error", "skip"):
+    raise ValueError(f"training.on_nan={settings.on_nan!r}: want error or skip")
 
 
 def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
@@ -201,6 +215,12 @@ def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
       "--config.pipeline.batch_size"
     )
   pieces = config.training.microbatches
+  if pieces > 1 and isinstance(config.model, model_configs.TwoTowerConfig):
+    raise ValueError(
+      f"training.microbatches={pieces}: the other targets of a batch are a two "
+      "tower's negatives, and a piece has fewer; lower "
+      "--config.pipeline.batch_size instead"
+    )
   if pieces < 1 or size % pieces:
     raise ValueError(
       f"pipeline.batch_size={size} is no multiple of training.microbatches="

@@ -59,3 +59,26 @@ def test_what_can_be_judged_is_let_through(model, settings):
 )
 def test_what_no_validation_would_have_is_refused(model, settings, told):
   assert re.search(told, refusal(model, **settings))
+
+
+@pytest.mark.parametrize(
+  ("setting", "value", "told"),
+  [
+    ("keep_checkpoints", 0, "keep_checkpoints=0 must be at least 1"),
+    ("log_every", 0, "log_every=0 must be at least 1"),
+    ("on_nan", "raise", "on_nan='raise': want error or skip"),
+  ],
+)
+def test_settings_that_would_fail_later_are_refused(setting, value, told):
+  c = config_lib.Config()
+  setattr(c.training, setting, value)
+  with pytest.raises(ValueError, match=told):
+    runs.check(c, partitioning.make_mesh(c.mesh), 100)
+
+
+def test_microbatches_would_take_a_two_towers_negatives():
+  c = config_lib.Config(model=model_configs.TwoTowerConfig())
+  runs.check(c, partitioning.make_mesh(c.mesh), 100)
+  c.training.microbatches = 2
+  with pytest.raises(ValueError, match="microbatches=2.* negatives"):
+    runs.check(c, partitioning.make_mesh(c.mesh), 100)

@@ -95,9 +95,11 @@ def _check_start(system: assemble.System, workdir: files.PathLike) -> None:
       "--config.name"
     )
   record = files.read_json(path)
+  # A field that has come since has its default there.
+  started = config_lib.from_dict(record["config"]).model
   own, sids = system.prepared.manifest["fingerprint"], system.semantic_ids
   for what, same in (
-    ("model", record["config"]["model"] == config_lib.to_dict(config.model)),
+    ("model", started == config.model),
     ("prepared data", record["prepared"] == own),
     ("semantic IDs", record["semantic_ids"] == sids.fingerprint),
   ):

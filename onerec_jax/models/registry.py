@@ -166,6 +166,8 @@ def _check_two_tower(config: model_configs.TwoTowerConfig) -> None:
 
 
 def _divides(config: model_configs.ModelConfig, whole: str, part: str) -> None:
+  if getattr(config, part) < 1:
+    raise ValueError(f"model.{part}={getattr(config, part)} must be at least 1")
   if getattr(config, whole) % getattr(config, part):
     raise ValueError(
       f"model.{whole}={getattr(config, whole)} is no multiple of "
@@ -219,16 +221,23 @@ def _check_generator(config: model_configs.GeneratorConfig) -> None:
   if not isinstance(config, model_configs.LazyDecoderConfig):
     return
   _divides(config, "num_heads", "num_kv_heads")
-  if config.kv_split not in (1, 2) or config.kv_layers > config.num_layers:
+  layers_of_keys = range(1, config.num_layers + 1)
+  if config.kv_split not in (1, 2) or config.kv_layers not in layers_of_keys:
     raise ValueError(
       f"model.kv_split={config.kv_split} must be 1 or 2 and "
-      f"model.kv_layers={config.kv_layers} at most model.num_layers="
+      f"model.kv_layers={config.kv_layers} from 1 to model.num_layers="
       f"{config.num_layers}"
     )
   if config.scan_layers and experts.num_experts and experts.every > 1:
     raise ValueError(
       f"model.scan_layers needs blocks alike, not model.moe.every="
       f"{experts.every}"
+    )
+  dense = experts.num_experts and experts.dense_layers >= config.num_layers
+  if config.scan_layers and dense:
+    raise ValueError(
+      f"model.moe.dense_layers={experts.dense_layers} leave none of "
+      f"model.num_layers={config.num_layers} to model.scan_layers"
     )
 
 

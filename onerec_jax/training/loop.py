@@ -278,6 +278,8 @@ class _Loop:
       for name in ("grad_norm", "max_expert_load")
       if name in totals
     }
+    # A window may hold no target with a weight (pipeline.imitate).
+    count = count or float("nan")
     values = {name: total / count for name, total in totals.items()} | of_steps
     timed = fetched[window.untimed :]
     rate = len(timed) / window.seconds

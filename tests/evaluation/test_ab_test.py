@@ -130,6 +130,13 @@ def _exposure(rng, num_items, users=1000):
   )
 
 
+def test_the_interval_of_entropy_is_finite_with_few_active_users():
+  shown = np.zeros((3, 5))
+  shown[0, :2] = 1
+  row = ab_test.exposure_entropies(*[scipy.sparse.csr_array(shown)] * 2)
+  assert row["low"] == row["difference"] == row["high"] == 0
+
+
 def test_the_interval_of_entropy_holds_it():
   """A narrow arm and a wide one: resamples of the wide one lie lower."""
   rng = np.random.default_rng(0)

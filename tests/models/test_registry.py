@@ -86,6 +86,12 @@ def _moe(**changes):
       {"scan_layers": True, **_moe(every=2)},
       r"scan_layers.*model\.moe\.every=2",
     ),
+    (
+      {"scan_layers": True, "num_layers": 2} | _moe(every=1, dense_layers=2),
+      r"dense_layers=2 leave none of model\.num_layers=2",
+    ),
+    ({"kv_layers": 0}, r"kv_layers=0 from 1 to"),
+    ({"num_heads": 0}, r"num_heads=0 must be at least 1"),
   ],
 )
 def test_sizes_that_do_not_fit_are_named(changes, message):
