@@ -218,8 +218,8 @@ def _check_batch(config: config_lib.Config, mesh: Mesh) -> None:
   if pieces > 1 and isinstance(config.model, model_configs.TwoTowerConfig):
     raise ValueError(
       f"training.microbatches={pieces}: the other targets of a batch are a two "
-      "tower's negatives, and a piece has fewer; lower "
-      "--config.pipeline.batch_size instead"
+      "tower's negatives, and a piece has fewer; set it to 1, and lower "
+      "--config.pipeline.batch_size where memory is short"
     )
   if pieces < 1 or size % pieces:
     raise ValueError(

@@ -281,6 +281,20 @@ def test_a_start_of_another_model_is_refused(trained):
     checks.check(other, folder)
 
 
+def test_a_start_from_before_a_field_is_the_same_model(trained):
+  _, folder, _ = trained
+  _, system = aligned(trained, "later")
+  path = folder / "models" / START / "config.json"
+  whole = files.read_json(path)
+  older = copy.deepcopy(whole)
+  del older["config"]["model"]["lifelong_layers"]
+  files.write_json(path, older)
+  try:
+    checks.check(system, folder)
+  finally:
+    files.write_json(path, whole)
+
+
 def test_rewards_are_summed_and_suppressed_by_config(trained, monkeypatch):
   _, folder, _ = trained
   mesh = partitioning.make_mesh(config_lib.MeshConfig())

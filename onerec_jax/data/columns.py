@@ -108,15 +108,16 @@ def _as_string(array: pa.Array) -> pa.Array:
 
 _WORDS = {"true": 1.0, "false": 0.0}
 _NO_FLAG = "not a flag (0, 1, true, false)"
-
-
 _ABSENT = ("", "null", "none")
 
 
 def _parse(text: str | None) -> float | None:
   text = (text or "").strip().lower()
-  if text in _WORDS:
-    return _WORDS[text]
+  return _WORDS[text] if text in _WORDS else _parse_number(text)
+
+
+def _parse_number(text: str | None) -> float | None:
+  text = (text or "").strip().lower()
   return float(text) if text not in _ABSENT else None
 
 
@@ -182,10 +183,7 @@ def _as_time(array: pa.Array) -> tuple[pa.Array, dict[int, str]]:
     try:
       array = array.cast(pa.float64())
     except pa.ArrowInvalid:
-      array, problems = _loop(
-        array, _parse_time, pa.int64(), "not a time (ISO 8601 or seconds)"
-      )
-      array = array.cast(pa.timestamp("ms"))
+      array, problems = _read_times(array)
   if pa.types.is_timestamp(array.type):
     milliseconds = array.cast(pa.timestamp("ms", array.type.tz), safe=False)
     array = milliseconds.cast(pa.int64())
@@ -201,6 +199,18 @@ def _as_time(array: pa.Array) -> tuple[pa.Array, dict[int, str]]:
     array = pc.multiply(array, 1000.0)
   typed, more = _as_number(array, _TIME)
   return typed, more | problems
+
+
+def _read_times(array: pa.Array) -> tuple[pa.Array, dict[int, str]]:
+  """Seconds (float64) or times, whichever fewer values are not."""
+  problem = "not a time (ISO 8601 or seconds)"
+  seconds = _loop(array, _parse_number, pa.float64(), problem)
+  if not seconds[1]:
+    return seconds
+  times, wrong = _loop(array, _parse_time, pa.int64(), problem)
+  if len(seconds[1]) <= len(wrong):
+    return seconds
+  return times.cast(pa.timestamp("ms")), wrong
 
 
 def _compact_dates(array: pa.Array) -> pa.Array | None:
@@ -224,14 +234,6 @@ def _parse_time(text: str | None) -> int | None:
   text = (text or "").strip()
   if text.lower() in _ABSENT:
     return None
-  try:
-    seconds = float(text)
-  except ValueError:
-    pass
-  else:
-    if not seconds <= _LARGEST_SECONDS:
-      raise ValueError(f"{text} is too large for seconds")
-    return round(seconds * 1000)
   time = datetime.datetime.fromisoformat(text)
   if time.tzinfo is None:
     time = time.replace(tzinfo=datetime.UTC)

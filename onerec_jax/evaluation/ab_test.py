@@ -251,9 +251,6 @@ def exposure_entropies(
     control: [U, I] how often each user was shown each item.
     treatment: likewise.
   """
-  # A draw of users who were shown nothing has no shares.
-  active = np.flatnonzero(control.sum(axis=1) + treatment.sum(axis=1))
-  control, treatment = control[active], treatment[active]
   shown = (control, treatment)
   num_users = control.shape[0]
   rng = np.random.default_rng(0)
@@ -270,7 +267,7 @@ def exposure_entropies(
 
 def _entropy(counts: np.ndarray) -> np.ndarray:
   """Of each row's shares, in nats."""
-  # An arm that showed these users nothing has no shares, and entropy 0.
+  # Users who were shown nothing may be all that a draw has: entropy 0.
   share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
   return -(share * np.log(np.where(share > 0, share, 1.0))).sum(axis=1)
 

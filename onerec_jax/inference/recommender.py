@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,37 +15,10 @@ from onerec_jax import files, partitioning
 from onerec_jax.data import features, marks, shards
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble, retrieval
+from onerec_jax.inference import request as request_lib
+from onerec_jax.inference.request import RawId, Request
 
-RawId = str | int
 BATCH_SIZE = 64
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-  """Who asks, and what is known of them.
-
-  Attributes:
-    history: raw item ids, oldest first. None: the stored events of `user`,
-      all splits, with their features. Empty: nothing but the user token,
-      the answer for a newcomer.
-    user: raw user id; gives stored static features also beside a history. A
-      user who is not stored may have a history.
-    allowed: raw item ids to choose from; None: the whole catalogue.
-    timestamps_ms: of the history, since 1970, or NumPy's datetimes of any
-      unit; absent, its time gaps are unknown.
-    event_columns: event column (`rating`, …) → values of the history, NaN
-      absent; columns the data was prepared without do not count.
-    user_columns: user column → value; instead of the stored ones.
-  """
-
-  history: Sequence[RawId] | None = None
-  user: RawId | None = None
-  allowed: Sequence[RawId] | None = None
-  timestamps_ms: Sequence[int] | np.ndarray | None = None
-  event_columns: Mapping[str, Sequence[float]] = dataclasses.field(
-    default_factory=dict
-  )
-  user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class _Row(NamedTuple):
@@ -337,7 +310,7 @@ class Recommender:
     if request.timestamps_ms is None:
       columns["gap"] = np.full(count, np.nan)
     else:
-      times = _milliseconds(request.timestamps_ms, where)
+      times = request_lib.milliseconds(request.timestamps_ms, where)
     for name, values in {**columns, "timestamps_ms": times}.items():
       if len(values) != count:
         raise ValueError(
@@ -382,21 +355,3 @@ class Recommender:
         stacklevel=4,
       )
     return dense if keep_places else dense[dense > 0]
-
-
-def _milliseconds(times: Any, where: str) -> np.ndarray:
-  """int64 milliseconds, of datetimes as well."""
-  try:
-    times = np.asarray(times)
-    if times.dtype.kind == "M":
-      times = times.astype("datetime64[ms]")
-      if np.isnat(times).any():
-        raise ValueError("a time is missing")
-    elif not np.isfinite(times.astype(np.float64)).all():
-      raise ValueError("a time is not finite")
-    return times.astype(np.int64)
-  except (TypeError, ValueError) as error:
-    raise ValueError(
-      f"{where}, timestamps_ms: {error}; give milliseconds since 1970 or "
-      "datetimes, one for each item, or leave all of them out"
-    ) from error

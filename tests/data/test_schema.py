@@ -253,16 +253,29 @@ def test_float_ids_too_large_for_whole_numbers_are_kept_as_they_are():
   assert [float(item) for item in table["item_id"].to_pylist()] == ids
 
 
-@pytest.mark.parametrize("absent", ["NULL", "N/A", "", " "])
-def test_one_bad_time_costs_no_other_row(absent):
-  events = {
-    "user_id": [1, 1, 1], "item_id": [1, 2, 3],
-    "timestamp": ["1", absent, "2.5"],
-  }  # fmt: skip
+@pytest.mark.parametrize("absent", ["NULL", "N/A", "", " ", "true"])
+@pytest.mark.parametrize(
+  ("first", "last", "expected"),
+  [
+    ("1", "2.5", [1000, 2500]),
+    ("19700102", "19700104", [86_400_000, 3 * 86_400_000]),
+    ("1970-01-02", "1970-01-01T00:00:01Z", [86_400_000, 1000]),
+  ],
+)
+def test_one_bad_time_costs_no_other_row(first, last, expected, absent):
+  times = [first, absent, last]
+  events = {"user_id": [1] * 3, "item_id": [1, 2, 3], "timestamp": times}
   with pytest.raises(schema.TableError, match="row 2"):
     check(events)
-  table, skipped = check(events, on_bad_row="skip")
-  assert table["timestamp_ms"].to_pylist() == [1000, 2500]
+  table, _ = check(events, on_bad_row="skip")
+  assert table["timestamp_ms"].to_pylist() == expected
+
+
+def test_seconds_too_large_beside_a_bad_time_say_what_to_do():
+  times = ["1700000000000", "N/A"]
+  events = {"user_id": [1, 1], "item_id": [1, 2], "timestamp": times}
+  with pytest.raises(schema.TableError, match="name the column timestamp_ms"):
+    check(events)
 
 
 def test_ordinal_time_repeats_the_source_row():

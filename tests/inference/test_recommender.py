@@ -22,11 +22,18 @@ from onerec_jax import checkpoint, files, model_configs, partitioning, workflow
 from onerec_jax import config as config_lib
 from onerec_jax.data import features
 from onerec_jax.data import rows as rows_lib
-from onerec_jax.inference import assemble, beam_search, recommendation_tables
+from onerec_jax.inference import (
+  assemble,
+  beam_search,
+  recommendation_tables,
+  retrieval,
+)
 from onerec_jax.inference.recommender import Recommender, Request
 
 USERS, ITEMS, EVENTS = 8, 20, 6
 CITIES = ("Oslo", "Rome", "Lima")
+# What data frames write for users who are not known.
+NAMES = [*(f"u-{user}" for user in range(USERS - 1)), "None"]
 
 
 def write_log(folder):
@@ -38,13 +45,13 @@ def write_log(folder):
     items = (rng.permutation(ITEMS)[:EVENTS] + 3 * user) % ITEMS
     times = 10**12 + np.cumsum(2 ** rng.integers(1, 30, EVENTS))
     for time, item in zip(times, items):
-      lines.append(f"u-{user},it_{item},{time},{rng.integers(1, 6)}")
+      lines.append(f"{NAMES[user]},it_{item},{time},{rng.integers(1, 6)}")
   (folder / "events.csv").write_text("\n".join(lines) + "\n")
   lines = ["item_id,title"]
   lines += [f"it_{i},{f'Thing {i}' if i else ''}" for i in range(ITEMS)]
   (folder / "items.csv").write_text("\n".join(lines) + "\n")
   lines = ["user_id,city"]
-  lines += [f"u-{user},{CITIES[user % 3]}" for user in range(USERS)]
+  lines += [f"{NAMES[user]},{CITIES[user % 3]}" for user in range(USERS)]
   (folder / "users.csv").write_text("\n".join(lines) + "\n")
 
 
@@ -275,6 +282,36 @@ def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
     recommender.recommend(
       [Request(history=["it_2"], event_columns={"rating": [1.0, 2.0]})]
     )
+
+
+def test_a_guest_is_not_the_user_none(recommenders):
+  """Who has a city."""
+  recommender = recommenders["sasrec"]
+  asked = [Request(["it_2"], user) for user in (None, "nobody", "None")]
+  _, (guest, nobody, none) = recommender.recommend(asked)
+  np.testing.assert_allclose(guest, nobody, rtol=1e-5)
+  assert not np.allclose(guest, none, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "last",
+  [
+    Request(user="nobody"),
+    Request(history=["nothing"]),
+    Request(history=[], allowed=["nothing"]),
+  ],
+)
+def test_unknown_ids_are_told_before_any_search(
+  recommenders, monkeypatch, last
+):
+  def search(*_, **__):
+    raise AssertionError("searched")
+
+  monkeypatch.setattr(retrieval, "make_retrieve", search)
+  requests = [Request(user="u-1")] * 20 + [last]
+  # A width that nothing else has compiled.
+  with pytest.raises(ValueError, match="request 20.* is not in"):
+    recommenders["lazy_decoder"].recommend(requests, beam_width=13)
 
 
 def test_titles_fall_back_to_ids(recommenders):

@@ -217,6 +217,21 @@ def test_not_finite_stops_with_advice_or_goes_on_if_told(tiny, tmp_path):
   assert sum(r.get("nonfinite", 0) for r in records) > 0
 
 
+def test_a_window_without_a_weighted_target_is_logged(tmp_path):
+  config = worlds.config(worlds.write_csv(tmp_path / "raw"))
+  config.prepare.positive = "rating >= 5"
+  config.pipeline.targets, config.pipeline.imitate = "request", "positive"
+  config.pipeline.batch_size = config.pipeline.row_targets = 1
+  config.training.num_steps = config.training.validate_every = 20
+  config.training.log_every = 1
+  workflow.train(config, tmp_path)
+  records = metrics_writer.read(tmp_path / "models/tiny/metrics.jsonl")
+  found = [r["loss"] for r in records if r["kind"] == "train"]
+  assert len(found) == 20
+  # Four events in five are not imitated: their steps have no loss.
+  assert 0 < sum(loss is None for loss in found) < 20
+
+
 def test_a_checkpoint_of_another_model_is_refused_by_name(tiny, tmp_path):
   _train(tiny, tmp_path, _steady(), num_steps=3, validate_every=3)
   config, folder, _ = tiny

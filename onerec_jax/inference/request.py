@@ -1,0 +1,63 @@
+"""What a recommender is asked: a user or a history by raw ids."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+RawId = str | int
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """Who asks, and what is known of them.
+
+  Attributes:
+    history: raw item ids, oldest first. None: the stored events of `user`,
+      all splits, with their features. Empty: nothing but the user token,
+      the answer for a newcomer.
+    user: raw user id; gives stored static features also beside a history. A
+      user who is not stored may have a history.
+    allowed: raw item ids to choose from; None: the whole catalogue.
+    timestamps_ms: of the history, since 1970, or NumPy's datetimes of any
+      unit; absent, its time gaps are unknown.
+    event_columns: event column (`rating`, …) → values of the history, NaN
+      absent; columns the data was prepared without do not count.
+    user_columns: user column → value; instead of the stored ones.
+  """
+
+  history: Sequence[RawId] | None = None
+  user: RawId | None = None
+  allowed: Sequence[RawId] | None = None
+  timestamps_ms: Sequence[int] | np.ndarray | None = None
+  event_columns: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=dict
+  )
+  user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def milliseconds(times: Any, where: str) -> np.ndarray:
+  """int64 milliseconds since 1970, of datetimes of any unit as well.
+
+  Args:
+    times: of a request's history, or missing ones among them.
+    where: names the request in an error.
+
+  Raises:
+    ValueError: one is missing, not finite or no time.
+  """
+  try:
+    times = np.asarray(times)
+    if times.dtype.kind == "M":
+      times = times.astype("datetime64[ms]")
+      if np.isnat(times).any():
+        raise ValueError("a time is missing")
+    elif not np.isfinite(times.astype(np.float64)).all():
+      raise ValueError("a time is not finite")
+    return times.astype(np.int64)
+  except (TypeError, ValueError) as error:
+    raise ValueError(
+      f"{where}, timestamps_ms: {error}; give milliseconds since 1970 or "
+      "datetimes, one for each item, or leave all of them out"
+    ) from error
