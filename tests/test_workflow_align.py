@@ -291,6 +291,10 @@ def test_a_start_from_before_a_field_is_the_same_model(trained):
   files.write_json(path, older)
   try:
     checks.check(system, folder)
+    older["config"]["model"]["dropout"] = 0.7
+    files.write_json(path, older)
+    with pytest.raises(ValueError, match="another model"):
+      checks.check(system, folder)
   finally:
     files.write_json(path, whole)
 
