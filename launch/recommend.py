@@ -7,6 +7,7 @@ r"""Recommends with a trained run.
 
 The file, Parquet or CSV, has user_id and in Parquet perhaps history (lists of
 item ids); the output, either too, has user_id, rank, item_id, score, title.
+--new_items=<semantic IDs> also knows items that launch.tokenize added.
 """
 
 import rich
@@ -16,6 +17,7 @@ from absl import flags as absl_flags
 from launch import flags
 from onerec_jax.inference import recommendation_tables as tables
 from onerec_jax.inference.recommender import Recommender, Request
+from onerec_jax.tokenizer import new_items
 
 _MODEL = absl_flags.DEFINE_string("model", "", "Run under <workdir>/models.")
 _USER = absl_flags.DEFINE_string("user", None, "Raw user id.")
@@ -31,6 +33,9 @@ _BEAM_WIDTH = absl_flags.DEFINE_integer("beam_width", None, "Default: as run.")
 _FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
 _ON_UNKNOWN = absl_flags.DEFINE_enum(
   "on_unknown", "error", ["error", "skip"], "Ids the data does not have."
+)
+_NEW_ITEMS = absl_flags.DEFINE_string(
+  "new_items", "", "Semantic IDs by launch.tokenize --new_items to serve, too."
 )
 absl_flags.adopt_module_key_flags(flags)
 
@@ -48,7 +53,11 @@ def main() -> None:
   if not one:
     tables.check_output(_OUTPUT.value)
     users, requests = tables.read_requests(_USERS_FILE.value)
-  recommender = Recommender.load(flags.workdir(), _MODEL.value)
+  named = flags.workdir(), _MODEL.value
+  if _NEW_ITEMS.value:
+    recommender = new_items.recommender(*named, _NEW_ITEMS.value)
+  else:
+    recommender = Recommender.load(*named)
   items, scores = recommender.recommend(
     requests, _K.value, _BEAM_WIDTH.value, _FILTER_SEEN.value,
     _ON_UNKNOWN.value, progress=not one,

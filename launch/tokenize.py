@@ -49,6 +49,7 @@ def main() -> None:
   console = rich.console.Console()
   tokenize.print_new(extension.Extension.load(folder).items, ids, console)
   tokenize.print_report(ids.report, console)
+  print(f"serve them: launch.recommend --new_items={ids.fingerprint}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,39 @@ def item_table(items: pa.Table, counts: np.ndarray) -> tuple[pa.Table, Specs]:
   return _dense("item_id", items["item_id"], kept, columns), specs
 
 
+def with_new_items(
+  items: pa.Table, new: pa.Table, specs: Mapping[str, features.Spec]
+) -> pa.Table:
+  """An item table that goes on with items nobody was trained on.
+
+  Args:
+    items: by `item_table`.
+    new: `raw_id`, `title` and columns as the source's item table had them.
+    specs: how the features of `items` were bucketed.
+
+  Returns:
+    The columns of `items`: of new items their ids, titles, features, and a
+    count of 0; of what else was carried along, null.
+  """
+  count = new.num_rows
+  columns = {name: pa.nulls(count) for name in items.schema.names}
+  first = 1 + items.num_rows
+  columns["item_id"] = pa.array(range(first, first + count))
+  columns["count"] = pa.array([0] * count)
+  columns |= {name: new[name] for name in ("raw_id", "title")}
+  for name, spec in specs.items():
+    codes = np.zeros(count, np.int32)
+    if name in new.schema.names and spec["kind"] == "codes":
+      # A list: however a category is spelt in this file.
+      codes = features.bucket_codes(spec, new[name].to_pylist())
+    elif name in new.schema.names:
+      values = new[name].cast(pa.float64()).to_numpy()
+      codes = features.bucket_numbers(spec, values)
+    columns[shards.FEATURE_PREFIX + name] = pa.array(codes)
+  after = pa.table(columns).cast(items.schema)
+  return pa.concat_tables([items, after])
+
+
 def user_table(
   users: pa.Table, statics: Mapping[str, pa.ChunkedArray]
 ) -> tuple[pa.Table, Specs, dict[str, np.ndarray]]:

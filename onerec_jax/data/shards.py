@@ -342,6 +342,17 @@ class PreparedData:
     """Row i is dense item i + 1."""
     return pq.read_table(self.directory / ITEMS)
 
+  def with_items(self, items: pa.Table) -> "PreparedData":
+    """The same users over this item table, which goes on where theirs ends.
+
+    For this process: what is sent to another has the table on disk.
+    """
+    found = PreparedData(
+      self.directory, self.manifest | {"num_items": items.num_rows}
+    )
+    found.items, found.snapshots = items, self.snapshots
+    return found
+
   @functools.cached_property
   def users(self) -> pa.Table:
     """Row i is dense user i + 1."""

@@ -93,6 +93,9 @@ def _sum_of_rows(table: Array, rows: Array) -> Array:
 class ItemTable(nn.Module):
   """An embedding of item ids; id 0 (padding) reads as zeros.
 
+  So do ids beyond I, items that came after training: for them a row of the
+  table, or a row hashed into, would be another item's (INFERRED).
+
   Attributes:
     num_items: I.
     features: width.
@@ -114,5 +117,6 @@ class ItemTable(nn.Module):
     rows = [ids]
     if self.num_rows:
       rows = [hash_rows(ids, self.num_rows, k) for k in range(NUM_FUNCTIONS)]
-    rows = jnp.where((ids > 0)[..., None], jnp.stack(rows, axis=-1), -1)
+    trained = (ids > 0) & (ids <= self.num_items)
+    rows = jnp.where(trained[..., None], jnp.stack(rows, axis=-1), -1)
     return sum_of_rows(table, rows)

@@ -228,3 +228,4 @@ def test_the_command_prints_the_new_ids(known):
   assert " ".join(map(str, both.codes[-1])) in row
   assert "Word1 [other2]" in row
   assert "new agreement" in done.stdout
+  assert f"launch.recommend --new_items={both.fingerprint}" in done.stdout
