@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 import rich
 import rich.box
 import rich.table
+from jax.sharding import Mesh
 from rich import progress
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, online_arms, partitioning
+from onerec_jax import files, online_arms, partitioning, runs
+from onerec_jax.alignment import checks
 from onerec_jax.data import prepare, rebucket, shards
 from onerec_jax.data.datasets import simulator
 from onerec_jax.evaluation import ab_plots
@@ -205,7 +207,8 @@ def ab_test(
 
   Raises:
     ValueError: runs of no world or of several, models that were trained on
-      days of the test, or results there already.
+      days of the test or cannot train on these devices, or results there
+      already.
   """
   if settings.directory.exists() and any(settings.directory.iterdir()):
     raise ValueError(
@@ -227,6 +230,9 @@ def ab_test(
     online_arms.make_arm(name, workdir, world, until, mesh)
     for name in (control, treatment)
   ]
+  if settings.updates:
+    for arm in arms:
+      _check_learners(arm, mesh)
   logging = policies.LoggingPolicy.create(world)
   state, logged = run(world, logging, from_day)
   settings.directory.mkdir(parents=True, exist_ok=True)
@@ -246,6 +252,15 @@ def ab_test(
   ab_plots.curves(days, settings.directory / "days.png")
   _print(rows, *names)
   return rows
+
+
+def _check_learners(arm: Arm, mesh: Mesh) -> None:
+  """Refuses what could not train on, before a day is played."""
+  for model in arm.models:
+    config = model.system.config
+    runs.check(config, mesh, model.system.prepared.num_items)
+    if config.alignment.objective:
+      checks.check_rows(config.alignment.requests, mesh)
 
 
 def _print(rows: list[dict[str, Any]], control: str, treatment: str) -> None:

@@ -187,6 +187,11 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
   _check_select(config)
   _check_batch(config, mesh)
   _check_training(config.training)
+  if not config.optimizer.clip_norm > 0:
+    raise ValueError(
+      f"optimizer.clip_norm={config.optimizer.clip_norm} must be above 0, or "
+      "no gradient is left; --config.optimizer.clip_norm=inf clips none"
+    )
 
 
 def _check_training(settings: config_lib.TrainingConfig) -> None:

@@ -346,7 +346,7 @@ def evaluate_popularity(
     workdir: the work directory.
     split: `validation` or `test`.
     beside: a run: asked what that is, at its cutoffs; default: the latest that
-      recommends.
+      recommends. Without any, at the default cutoffs that there are items for.
   """
   prepared = shards.PreparedData.open(workdir)
   config = config_lib.Config(name=POPULARITY)
@@ -355,6 +355,8 @@ def evaluate_popularity(
     config_lib.from_dict(assemble.read_record(workdir, name)["config"])
     for name in names
   ]
+  cutoffs = [k for k in config.evaluation.cutoffs if k <= prepared.num_items]
+  config.evaluation.cutoffs = tuple(cutoffs) or (1,)
   for run in trained:
     if not isinstance(run.model, model_configs.RewardConfig):
       config.evaluation.cutoffs = run.evaluation.cutoffs

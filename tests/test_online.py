@@ -127,6 +127,18 @@ def test_a_frozen_model_against_itself(workdir, tmp_path):
     online.ab_test(workdir, *arms, late)
 
 
+def test_what_cannot_train_on_is_told_before_a_day_is_played(workdir, tmp_path):
+  shutil.copytree(workdir, tmp_path / "work")
+  path = assemble.run_directory(tmp_path / "work", "two_tower") / "config.json"
+  record = files.read_json(path)
+  record["config"]["pipeline"]["batch_size"] = 12
+  files.write_json(path, record)
+  settings = _settings(tmp_path / "ab", from_day=0, updates=1)
+  with pytest.raises(ValueError, match="batch_size=12 is no multiple of the 8"):
+    online.ab_test(tmp_path / "work", "two_tower", "uniform", settings)
+  assert not (tmp_path / "ab").exists()
+
+
 def test_the_world_is_the_runs_own(tmp_path):
   """Not that of the run that was trained last."""
 

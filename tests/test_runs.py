@@ -64,14 +64,17 @@ def test_what_no_validation_would_have_is_refused(model, settings, told):
 @pytest.mark.parametrize(
   ("setting", "value", "told"),
   [
-    ("keep_checkpoints", 0, "keep_checkpoints=0 must be at least 1"),
-    ("log_every", 0, "log_every=0 must be at least 1"),
-    ("on_nan", "raise", "on_nan='raise': want error or skip"),
+    ("training.keep_checkpoints", 0, "keep_checkpoints=0 must be at least 1"),
+    ("training.log_every", 0, "log_every=0 must be at least 1"),
+    ("training.on_nan", "raise", "on_nan='raise': want error or skip"),
+    ("optimizer.clip_norm", 0.0, "clip_norm=0.0 must be above 0"),
+    ("optimizer.clip_norm", float("nan"), "clip_norm=nan must be above 0"),
   ],
 )
 def test_settings_that_would_fail_later_are_refused(setting, value, told):
   c = config_lib.Config()
-  setattr(c.training, setting, value)
+  part, field = setting.split(".")
+  setattr(getattr(c, part), field, value)
   with pytest.raises(ValueError, match=told):
     runs.check(c, partitioning.make_mesh(c.mesh), 100)
 

@@ -16,7 +16,7 @@ from onerec_jax import (
   workflow,
   workflow_report,
 )
-from onerec_jax.data import pipeline, splits
+from onerec_jax.data import pipeline, prepare, splits
 from onerec_jax.evaluation import protocol, tables
 from onerec_jax.evaluation.result import location
 from onerec_jax.inference import assemble
@@ -128,6 +128,15 @@ def test_popularity_against_numpy(trained, split):
     assert found.metrics[name] == pytest.approx(np.mean(values), abs=1e-6)
   # Filtering leaves full lists, however long the histories.
   assert found.metrics["filtered/valid_rate@10"] == 1.0
+
+
+def test_popularity_of_few_items_alone(tmp_path):
+  """Without a run that says how many are asked for."""
+  config = worlds.config(worlds.write_csv(tmp_path, items=7))
+  prepare.prepare(config.prepare, tmp_path)
+  found = workflow.evaluate_popularity(tmp_path)
+  assert "recall@5" in found.metrics
+  assert "recall@10" not in found.metrics
 
 
 def test_popularity_is_asked_what_the_latest_run_is(trained):

@@ -151,7 +151,9 @@ class Law:
     for column, values in enumerate((parameters, tokens)):
       if values is not None:
         scale, exponent = constants[:, 1 + 2 * column : 3 + 2 * column].T
-        loss = loss + scale[:, None] * values[None, :] ** -exponent[:, None]
+        # In logarithms: A may be too large a number where A / N^α is none.
+        log_term = np.log(scale)[:, None] - exponent[:, None] * np.log(values)
+        loss = loss + np.exp(log_term)
     return loss
 
 
@@ -183,7 +185,7 @@ def fit(
   Raises:
     ValueError: an unknown method; too few points or sizes; tokens that follow
       parameters, so that no fit can tell their terms apart; a loss that does
-      not fall.
+      not fall, or falls as one step.
   """
   if method not in METHODS:
     raise ValueError(f"method {method!r}: want one of {list(METHODS)}")
@@ -196,6 +198,7 @@ def fit(
   for _ in range(resamples):
     draw = _draw(rng, x, points.loss, fitted, len(names), method, by_points)
     resampled.append(_constants(_solve(start, *draw, method)[0], centre))
+  _check_bounded(np.array(resampled), level)
   printed = []
   for _ in range(resamples if points.rounding else 0):
     shift = rng.uniform(-points.rounding, points.rounding, len(x))
@@ -213,6 +216,17 @@ def fit(
     residuals=residuals,
     r_squared=float(1 - residuals.var() / points.loss.var()),
   )
+
+
+def _check_bounded(resampled, level):
+  """Refuses constants whose intervals would have no end."""
+  unbounded = ~np.isfinite(resampled).all(axis=1)
+  if unbounded.mean() > (1 - level) / 2:
+    raise ValueError(
+      f"in {unbounded.sum()} of {len(resampled)} resamples the constants grow "
+      "beyond all numbers, as where the loss falls in one step and is flat "
+      "around it, which is no power law; train sizes on both sides of the step"
+    )
 
 
 def _draw(rng, x, loss, fitted, constants, method, by_points):

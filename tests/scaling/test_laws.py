@@ -216,5 +216,8 @@ def test_refuses_what_has_no_answer():
     laws.fit(Points(SIZES, loss, 20 * SIZES))
   with pytest.raises(ValueError, match="does not fall"):
     laws.fit(Points(SIZES, loss[::-1].copy()))
+  step = np.array([3.0, 2.5, 2.5001, 2.4999, 2.5, 2.5002])
+  with pytest.raises(ValueError, match="falls in one step"):
+    laws.fit(Points(np.geomspace(1e4, 3e6, 6), step))
   with pytest.raises(ValueError, match="want one of"):
     laws.fit(Points(SIZES, loss), "guess")
