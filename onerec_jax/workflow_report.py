@@ -19,14 +19,17 @@ def examples(
 ) -> list[tables.Example]:
   """What the models recommend to a few users, evenly spread over all."""
   prepared = shards.PreparedData.open(workdir, verify=False)
-  asked = np.unique(evaluations[0].user)
+  # A user's first query is shown, which is not of the first test event where
+  # `pipeline.imitate` leaves that out.
+  asked, first = np.unique(evaluations[0].user, return_index=True)
   places = np.linspace(0, len(asked) - 1, min(number, len(asked)))
-  users = asked[places.round().astype(int)].tolist()
+  chosen = places.round().astype(int)
+  users = asked[chosen].tolist()
   histories = {}
-  for user in users:
+  for user, target in zip(users, evaluations[0].target[first[chosen]]):
     record = prepared.user(user - 1)
-    test = np.flatnonzero(record.split == splits.TEST)
-    histories[user] = record.items[: test[0]].tolist()
+    test = (record.split == splits.TEST) & (record.items == target)
+    histories[user] = record.items[: np.flatnonzero(test)[0]].tolist()
   raw = prepared.items["raw_id"].to_pylist()
   titles = [""] + [
     title or str(item)

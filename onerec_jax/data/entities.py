@@ -92,12 +92,22 @@ def user_table(
   specs: Specs = {}
   columns: dict[str, np.ndarray] = {}
   for name, values in statics.items():
-    if not pa.types.is_nested(values.type):
+    if not _says_nothing(values.type):
       specs[name] = features.fit_codes(values, training)
       columns[name] = features.bucket_codes(specs[name], values)
   kept = {n: users[n] for n in ("num_events", "training_events")}
   kept |= _carried(statics)
   return _dense("user_id", users["user_id"], kept, columns), specs, columns
+
+
+def _says_nothing(kind: pa.DataType) -> bool:
+  """Whether values are no categories, but lists or bytes."""
+  of_bytes = (
+    pa.types.is_binary,
+    pa.types.is_large_binary,
+    pa.types.is_fixed_size_binary,
+  )
+  return pa.types.is_nested(kind) or any(test(kind) for test in of_bytes)
 
 
 def _dense(

@@ -82,6 +82,14 @@ def test_columns_of_ones_own_replace_nothing(tmp_path):
   assert data.item_counts.tolist() == [0, 2, 2, 0]
 
 
+def test_bytes_of_a_user_are_kept_and_are_no_feature(tmp_path):
+  faces = [b"\xff\xfe", b"", b"\x00"]
+  users = {"user_id": ["a", "b", "c"], "face": faces, "plan": ["p", "q", "p"]}
+  data = run(tmp_path, LOG, users=users)
+  assert set(data.manifest["user_features"]) == {"plan"}
+  assert data.users.to_pydict()["face"] == [faces[1], faces[0], faces[2]]
+
+
 # What the queries and the records call their own columns.
 NAMES = [
   *("dropped", "copy", "is_chosen", "item_events", "user_events", "place"),
