@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from onerec_jax import config as config_lib
 from onerec_jax.data import reuse
 from onerec_jax.inference import assemble
 from onerec_jax.training import loop, metrics_writer
+
+POPULARITY = "popularity"
+"""The baseline's name among those of runs."""
 
 
 def record(
@@ -181,6 +185,7 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
   Raises:
     ValueError: what does not fit, and what to change.
   """
+  _check_name(config.name)
   _check_leak(config)
   _check_sessions(config)
   _check_cutoffs(config, num_items)
@@ -191,6 +196,16 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
     raise ValueError(
       f"optimizer.clip_norm={config.optimizer.clip_norm} must be above 0, or "
       "no gradient is left; --config.optimizer.clip_norm=inf clips none"
+    )
+
+
+def _check_name(name: str) -> None:
+  """Refuses a name that programs would read as several, or as another's."""
+  if name == POPULARITY or not re.fullmatch(r"[^\s/,+]+", name):
+    raise ValueError(
+      f"name={name!r} cannot be a run's: {POPULARITY} is the baseline's, / "
+      "makes folders, and lists of runs are read by commas and plus signs; "
+      "change --config.name"
     )
 
 

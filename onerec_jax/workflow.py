@@ -36,7 +36,7 @@ from onerec_jax.training import loop, losses
 
 _WATCHED = ("recall", "ndcg", "valid_rate", "coverage")
 """Metrics worth a curve while training."""
-POPULARITY = "popularity"
+POPULARITY = runs.POPULARITY
 
 
 def assembled(

@@ -79,6 +79,13 @@ def test_settings_that_would_fail_later_are_refused(setting, value, told):
     runs.check(c, partitioning.make_mesh(c.mesh), 100)
 
 
+@pytest.mark.parametrize("name", ["", "a b", "a+b", "a,b", "a/b", "popularity"])
+def test_names_that_would_be_read_otherwise_are_refused(name):
+  c = config_lib.Config(name=name)
+  with pytest.raises(ValueError, match="cannot be a run's"):
+    runs.check(c, partitioning.make_mesh(c.mesh), 100)
+
+
 def test_microbatches_would_take_a_two_towers_negatives():
   c = config_lib.Config(model=model_configs.TwoTowerConfig())
   runs.check(c, partitioning.make_mesh(c.mesh), 100)
