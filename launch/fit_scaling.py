@@ -5,7 +5,8 @@ r"""Fits scaling laws to trained models, with intervals and a picture.
 
 Columns of the points (CSV, or a JSON list of objects): parameters, loss;
 optional tokens or targets, flops, architecture. --paper fits OneRec-V2's own
-Table 5. Writes <output>.json and <output>.png.
+Table 5. Writes <output>.json and <output>.png; an architecture that cannot be
+fitted does not hold up the others.
 """
 
 import rich
@@ -33,7 +34,7 @@ def main() -> None:
   if bool(_POINTS.value) == _PAPER.value:
     raise app.UsageError("want either --points=runs.csv or --paper")
   found = paper_tables.points() if _PAPER.value else points.read(_POINTS.value)
-  fits = {k: (p, laws.fit(p, _METHOD.value)) for k, p in found.items()}
+  fits, refused = laws.fit_each(found, _METHOD.value)
   for name, (_, law) in fits.items():
     table = rich.table.Table(
       title=f"{name}: {plots.formula(law)}",
@@ -50,10 +51,12 @@ def main() -> None:
     rich.print(table)
   if _PAPER.value:
     rich.print(f"The paper prints {paper_tables.LAW}.")
-  if _OUTPUT.value:
+  if _OUTPUT.value and fits:
     record = {name: law.record() for name, (_, law) in fits.items()}
     files.write_json(f"{_OUTPUT.value}.json", record)
     files.write_bytes(f"{_OUTPUT.value}.png", plots.draw(fits))
+  if refused:
+    raise ValueError("\n".join(refused))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from onerec_jax.training import loop, metrics_writer
 
 POPULARITY = "popularity"
 """The baseline's name among those of runs."""
+_RESERVED = (POPULARITY, "cascade", "logging", "oracle", "uniform")
+"""Names of what is no run: the baseline, and arms of a test (online_arms)."""
 
 
 def record(
@@ -201,9 +203,9 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
 
 def _check_name(name: str) -> None:
   """Refuses a name that programs would read as several, or as another's."""
-  if name == POPULARITY or not re.fullmatch(r"[^\s/,+]+", name):
+  if name in _RESERVED or not re.fullmatch(r"[^\s/,+]+", name):
     raise ValueError(
-      f"name={name!r} cannot be a run's: {POPULARITY} is the baseline's, / "
+      f"name={name!r} cannot be a run's: {', '.join(_RESERVED)} name others, / "
       "makes folders, and lists of runs are read by commas and plus signs; "
       "change --config.name"
     )

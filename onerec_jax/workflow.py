@@ -76,7 +76,10 @@ def validator(system: assemble.System, mesh: Mesh) -> loop.Validate:
   if config.pipeline.targets == "session":
     return sessions.validator(config, system.prepared, retrieve, mean_loss)
   users = pipeline.sample_users(
-    system.prepared, config.evaluation.validation_users
+    system.prepared,
+    config.evaluation.validation_users,
+    splits.VALIDATION,
+    config.pipeline,
   )
   if next(_batches(config, system.prepared, "validation", users), None) is None:
     raise ValueError(

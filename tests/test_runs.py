@@ -79,7 +79,9 @@ def test_settings_that_would_fail_later_are_refused(setting, value, told):
     runs.check(c, partitioning.make_mesh(c.mesh), 100)
 
 
-@pytest.mark.parametrize("name", ["", "a b", "a+b", "a,b", "a/b", "popularity"])
+@pytest.mark.parametrize(
+  "name", ["", "a b", "a+b", "a,b", "a/b", "popularity", "oracle"]
+)
 def test_names_that_would_be_read_otherwise_are_refused(name):
   c = config_lib.Config(name=name)
   with pytest.raises(ValueError, match="cannot be a run's"):

@@ -161,11 +161,11 @@ class Recommender:
 
   def knows(self, item: RawId) -> bool:
     """Whether the catalogue has an item."""
-    return str(item) in self._prepared.item_index
+    return request_lib.raw_id(item) in self._prepared.item_index
 
   def has_user(self, user: RawId) -> bool:
     """Whether the data hold a user's events."""
-    return str(user) in self._users
+    return request_lib.raw_id(user) in self._users
 
   def _answer(
     self, rows: list[_Row], k: int, beam_width: int, filter_seen: bool
@@ -324,7 +324,7 @@ class Recommender:
     return self._prepared.user(self._place(user, where))
 
   def _place(self, user: RawId | None, where: str) -> int:
-    place = self._users.get(str(user))
+    place = self._users.get(request_lib.raw_id(user))
     if place is None:
       raise ValueError(
         f"{where}: user {user!r} is not in {self._prepared.directory}; give a "
@@ -341,7 +341,8 @@ class Recommender:
   ) -> np.ndarray:
     """Dense ids; unknown ones are refused, left out, or 0 in their places."""
     known = self._prepared.item_index
-    dense = np.asarray([known.get(str(i), 0) for i in items], np.int32)
+    dense = [known.get(request_lib.raw_id(item), 0) for item in items]
+    dense = np.asarray(dense, np.int32)
     unknown = [item for item, found in zip(items, dense) if found == 0]
     if unknown and on_unknown == "error":
       raise ValueError(

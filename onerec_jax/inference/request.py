@@ -1,12 +1,20 @@
 """What a recommender is asked: a user or a history by raw ids."""
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-RawId = str | int
+RawId = str | int | float | np.generic
+
+
+def raw_id(value: RawId) -> str:
+  """An id as the data spell it: whole floats as integers (data/columns.py)."""
+  if isinstance(value, float | np.floating) and float(value).is_integer():
+    value = int(value)
+  return str(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +28,8 @@ class Request:
     user: raw user id; gives stored static features also beside a history. A
       user who is not stored may have a history.
     allowed: raw item ids to choose from; None: the whole catalogue.
-    timestamps_ms: of the history, since 1970, or NumPy's datetimes of any
-      unit; absent, its time gaps are unknown.
+    timestamps_ms: of the history, since 1970, ascending, or NumPy's datetimes
+      of any unit; absent, its time gaps are unknown.
     event_columns: event column (`rating`, …) → values of the history, NaN
       absent; columns the data was prepared without do not count.
     user_columns: user column → value; instead of the stored ones.
@@ -36,6 +44,19 @@ class Request:
   )
   user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
+  def __post_init__(self):
+    """Refuses one id where a list is meant.
+
+    Raises:
+      ValueError: a text, whose letters would be read as ids.
+    """
+    for name in ("history", "allowed"):
+      value = getattr(self, name)
+      if isinstance(value, str | bytes):
+        raise ValueError(
+          f"Request: {name}={value!r} is a text; give a list of item ids"
+        )
+
 
 def milliseconds(times: Any, where: str) -> np.ndarray:
   """int64 milliseconds since 1970, of datetimes of any unit as well.
@@ -45,7 +66,8 @@ def milliseconds(times: Any, where: str) -> np.ndarray:
     where: names the request in an error.
 
   Raises:
-    ValueError: one is missing, not finite or no time.
+    ValueError: one is missing, not finite or no time, or comes after a later
+      one.
   """
   try:
     times = np.asarray(times)
@@ -55,9 +77,18 @@ def milliseconds(times: Any, where: str) -> np.ndarray:
         raise ValueError("a time is missing")
     elif not np.isfinite(times.astype(np.float64)).all():
       raise ValueError("a time is not finite")
-    return times.astype(np.int64)
+    times = times.astype(np.int64)
+    if (np.diff(times) < 0).any():
+      raise ValueError("a time is earlier than the one before it")
   except (TypeError, ValueError) as error:
     raise ValueError(
       f"{where}, timestamps_ms: {error}; give milliseconds since 1970 or "
-      "datetimes, one for each item, or leave all of them out"
+      "datetimes, one for each item, oldest first, or leave all of them out"
     ) from error
+  if len(times) and 10**8 <= times.max() < 10**11:
+    warnings.warn(
+      f"{where}, timestamps_ms: all before 1973, which look like seconds and "
+      "are read as milliseconds",
+      stacklevel=5,
+    )
+  return times

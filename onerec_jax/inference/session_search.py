@@ -50,6 +50,14 @@ def session_search(
     end with item 0. Where fewer sessions are possible than there are columns,
     the rest has no items and score -inf.
   """
+  items, scores, _ = _search(model, params, batch, catalogue, index, width)
+  return items, scores
+
+
+def _search(
+  model, params, batch, catalogue, index, width
+) -> tuple[Array, Array, tuple[Array, Array]]:
+  """`session_search`, and the beam of its first items and their scores."""
   variables = {"params": params}
   context = model.apply(variables, batch, catalogue, method="encode")
   counts = unused_leaves.count_leaves(index)
@@ -75,9 +83,11 @@ def session_search(
     used = jnp.concatenate([used, node[:, :, None]], axis=2)
     if place:
       scores, used = _unless_exhausted(scores, used, *before)
+    else:
+      first = prefix_index.leaf_items(index, node), scores
   leaves = jnp.where((scores > -jnp.inf)[:, :, None], used, -1)
   items = prefix_index.leaf_items(index, leaves.reshape(rows, -1))
-  return items.reshape(used.shape), scores
+  return items.reshape(used.shape), scores, first
 
 
 def _of_parents(
@@ -120,7 +130,10 @@ def item_list(
 
   The items of the best session in its order, then those of the next ones as
   they first appear, each with the score of the session that brought it. The
-  first m are therefore the best session.
+  first m are therefore the best session. The best sessions are much of the
+  same items in other orders; INFERRED: after them come the items that sessions
+  might have begun with, best first, each with its own log-probability added
+  to the score of the worst session, so that a list is as long as it can be.
 
   Arguments as in `session_search`.
 
@@ -128,11 +141,15 @@ def item_list(
     (items, scores), at most `width` of them; the rest has item 0 and score
     -inf.
   """
-  sessions, scores = session_search(
+  sessions, scores, (begun, of_first) = _search(
     model, params, batch, catalogue, index, width
   )
+  found = scores > -jnp.inf
+  worst = jnp.min(jnp.where(found, scores, 0.0), axis=1, keepdims=True)
   items = sessions.reshape(sessions.shape[0], -1)
   scores = jnp.repeat(scores, sessions.shape[2], axis=1)
+  items = jnp.concatenate([items, begun], axis=1)
+  scores = jnp.concatenate([scores, worst + of_first], axis=1)
   keep = _is_first(items) & (items > 0) & (scores > -jnp.inf)
   first = jnp.argsort(~keep, axis=1, stable=True)[:, :width]
   keep, items, scores = (

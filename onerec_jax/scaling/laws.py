@@ -11,6 +11,7 @@ but collinear.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -216,6 +217,23 @@ def fit(
     residuals=residuals,
     r_squared=float(1 - residuals.var() / points.loss.var()),
   )
+
+
+def fit_each(
+  found: Mapping[str, Points], method: str = "least_squares"
+) -> tuple[dict[str, tuple[Points, Law]], list[str]]:
+  """`fit` of each architecture; one that cannot be fitted stops no other.
+
+  Returns:
+    Name → points and law, and what was said of those that have none.
+  """
+  fits, refused = {}, []
+  for name, points in found.items():
+    try:
+      fits[name] = points, fit(points, method)
+    except ValueError as error:
+      refused.append(f"{name}: {error}")
+  return fits, refused
 
 
 def _check_bounded(resampled, level):

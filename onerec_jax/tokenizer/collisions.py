@@ -54,9 +54,9 @@ def cap_prefixes(
 
   Args:
     vectors: [I, D].
-    prefixes: [I, L − 1] codes of all levels but the last.
+    prefixes: [I, l] codes of the levels so far.
     codebooks: of those levels.
-    capacity: K of the last level.
+    capacity: IDs under a prefix, K^(L − l).
 
   Raises:
     ValueError: no code with room is left under the earlier codes.
@@ -74,8 +74,8 @@ def cap_prefixes(
       raise ValueError(
         f"{len(members)} items share the codes "
         f"{prefixes[members[0], :-1].tolist()}, under which there are "
-        f"{num_codes} × {capacity} IDs; set tokenizer.balance=capped, or raise "
-        "tokenizer.num_codes or tokenizer.num_levels"
+        f"{num_codes} × {capacity} IDs; raise tokenizer.num_codes or "
+        "tokenizer.num_levels"
       )
     residual = (
       vectors[members] - _decode(prefixes[members, :-1], codebooks[:-1])

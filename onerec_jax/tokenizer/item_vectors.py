@@ -38,7 +38,7 @@ def given_vectors(
   if path:
     source = path
     check_file(path)
-    vectors = np.load(path, allow_pickle=False)
+    vectors = _read(path)
   else:
     source = "the item table's `embedding` column"
     vectors = _embedding_column(items)
@@ -53,8 +53,8 @@ def given_vectors(
   if not finite.all():
     row, column = np.argwhere(~finite)[0]
     raise ValueError(
-      f"{source}: row {row}, column {column} is {vectors[row, column]}; every "
-      "value must be a finite number"
+      f"{source}: row {row + 1}, column {column + 1} is "
+      f"{vectors[row, column]}; every value must be a finite number"
     )
   return vectors.astype(np.float32), source
 
@@ -63,6 +63,16 @@ def check_file(path: str) -> None:
   """Refuses a path that is no file."""
   if not pathlib.Path(path).is_file():
     raise ValueError(f"embedding matrix: there is no file {path}")
+
+
+def _read(path: str) -> np.ndarray:
+  try:
+    found = np.load(path, allow_pickle=False)
+  except (ValueError, EOFError, OSError) as error:
+    raise ValueError(f"{path} is no .npy matrix: {error}") from error
+  if not isinstance(found, np.ndarray):
+    raise ValueError(f"{path} holds several arrays; want one, as .npy")
+  return found
 
 
 def _embedding_column(items: pa.Table) -> np.ndarray:
@@ -78,7 +88,7 @@ def _embedding_column(items: pa.Table) -> np.ndarray:
   if len(wrong):
     found = "null" if widths[wrong[0]] < 0 else f"{widths[wrong[0]]} values"
     raise ValueError(
-      f"item table, column `embedding`, row {wrong[0]}: {found}; expected "
+      f"item table, column `embedding`, row {wrong[0] + 1}: {found}; expected "
       f"{widths.max(initial=1)} values in every row"
     )
   return np.array(
@@ -115,6 +125,9 @@ def fit(
   kinds = ("content", "embedding", "collaborative", "fused", "aligned")
   if config.vectors not in kinds:
     raise ValueError(f"tokenizer.vectors is {config.vectors!r}; known: {kinds}")
+  for name in ("vector_size", "window"):
+    if getattr(config, name) < 1:
+      raise ValueError(f"tokenizer.{name} must be at least 1")
   if config.vectors == "embedding":
     vectors, source = given_vectors(config.embedding, items)
     frozen = Vectorizer("embedding", vectors.shape[1])

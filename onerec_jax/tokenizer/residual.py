@@ -110,15 +110,19 @@ def fit(
   for level in range(config.num_levels):
     on_level(level)
     is_last = level == config.num_levels - 1
-    if is_last and level and config.collisions == "assign":
-      moved = collisions.cap_prefixes(
-        vectors, np.stack(codes, axis=1), codebooks, size
-      )
-      codes = list(moved.T)
-      left = vectors - decode(moved, codebooks)
-      residual = (
-        jnp.asarray(left) if mesh is None else kmeans.shard(left, mesh)[0]
-      )
+    if level and config.collisions == "assign":
+      prefixes = np.stack(codes, axis=1)
+      # Under a prefix the levels to come have so many IDs.
+      room = size ** (config.num_levels - level)
+      moved = collisions.cap_prefixes(vectors, prefixes, codebooks, room)
+      # The last level's residual is rounded anew in any case, as it was when
+      # the IDs that there are were made.
+      if moved is not prefixes or is_last:
+        codes = list(moved.T)
+        left = vectors - decode(moved, codebooks)
+        residual = (
+          jnp.asarray(left) if mesh is None else kmeans.shard(left, mesh)[0]
+        )
     balance = config.balance
     if is_last and config.collisions == "assign":
       balance = "none"

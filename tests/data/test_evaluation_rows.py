@@ -116,9 +116,52 @@ def test_an_empty_history_shows_the_user_token(world):
 
 def test_sampled_users_are_fixed_and_sorted(world):
   prepared, _ = world
-  sample = pipeline.sample_users(prepared, 7)
+  asked = splits.VALIDATION, worlds._config()
+  sample = pipeline.sample_users(prepared, 7, *asked)
   assert len(set(sample.tolist())) == 7
   np.testing.assert_array_equal(sample, np.sort(sample))
-  np.testing.assert_array_equal(sample, pipeline.sample_users(prepared, 7))
-  assert pipeline.sample_users(prepared, 0) is None
-  assert pipeline.sample_users(prepared, len(prepared)) is None
+  again = pipeline.sample_users(prepared, 7, *asked)
+  np.testing.assert_array_equal(sample, again)
+  assert pipeline.sample_users(prepared, 0, *asked) is None
+  assert pipeline.sample_users(prepared, len(prepared), *asked) is None
+
+
+def _six_events(user, split, **changes):
+  """A user with so many events of these splits."""
+  rng = np.random.default_rng(user)
+  longer = (worlds._user(user, rng, 25) for _ in range(99))
+  record = next(r for r in longer if len(r.items) >= 6)
+  fields = ("items", "timestamps", "request", "positive", "session")
+  cut = {name: getattr(record, name)[:6] for name in fields}
+  for name in ("features", "signals"):
+    cut[name] = {k: v[:6] for k, v in getattr(record, name).items()}
+  return record._replace(split=np.asarray(split, np.int8), **(cut | changes))
+
+
+@pytest.mark.parametrize("split", [splits.VALIDATION, splits.TEST])
+def test_users_are_sampled_among_those_who_are_asked(tmp_path, split):
+  """Two of forty hold out an event for each; of a third the test alone asks."""
+  held = {4: [0, 0, 0, 0, 1, 2], 30: [0, 0, 0, 0, 1, 2], 35: [0] * 5 + [2]}
+  prepared = worlds.write(
+    tmp_path,
+    [_six_events(u + 1, held.get(u, [0] * 6)) for u in range(40)],
+  )
+  expected = [place for place, of in sorted(held.items()) if split in of]
+  found = pipeline.sample_users(prepared, 5, split, worlds._config())
+  assert found.tolist() == expected
+  one = pipeline.sample_users(prepared, 1, split, worlds._config())
+  assert set(one.tolist()) < set(expected)
+
+
+def test_users_are_sampled_among_those_whose_targets_count(tmp_path):
+  split = [0, 0, 0, 0, 1, 2]
+  prepared = worlds.write(
+    tmp_path,
+    [
+      _six_events(u + 1, split, positive=np.full(6, u in (7, 9)))
+      for u in range(40)
+    ],
+  )
+  config = worlds._config(imitate="positive")
+  found = pipeline.sample_users(prepared, 3, splits.TEST, config)
+  assert found.tolist() == [7, 9]

@@ -232,9 +232,11 @@ def test_another_set_for_each_request_and_sessions_cut_short():
 
 
 def test_the_list_of_items_is_the_sessions_as_they_come():
+  """And then, on a narrow beam, what sessions might have begun with."""
   world = world_of(2)
   sessions, scores = world.search(1000)
-  for width in (4, 1000):
+  filled = False
+  for width in (4, 6, 1000):
     index = world.index
     items, values = world.search(width, index, session_search.item_list)
     of = (sessions, scores) if width == 1000 else world.search(width)
@@ -244,7 +246,13 @@ def test_the_list_of_items_is_the_sessions_as_they_come():
         for item in session:
           if item:
             want.setdefault(item, score)
+      brought = len(want)
+      begun, _, own = world.search(width, index, beam_search.beam_search)
+      for item, value in zip(begun[row].tolist(), own[row].tolist()):
+        if item:
+          want.setdefault(item, of[1][row].min() + value)
       count = min(len(want), width)
+      filled |= brought < count
       assert items[row, :count].tolist() == list(want)[:count]
       np.testing.assert_allclose(
         values[row, :count], list(want.values())[:count], atol=1e-6
@@ -252,6 +260,7 @@ def test_the_list_of_items_is_the_sessions_as_they_come():
       assert (items[row, count:] == 0).all()
       assert (values[row, count:] == -np.inf).all()
       assert items[row, :2].tolist() == of[0][row, 0].tolist()
+  assert filled, "or the fill is not shown"
 
 
 def test_retrieval_of_sessions_of_one_item_is_beam_search():

@@ -200,6 +200,18 @@ def test_is_a_function_of_the_seed():
   assert first.constants == other.constants
 
 
+def test_an_architecture_with_few_sizes_does_not_hold_up_the_others():
+  whole = Points(SIZES, one_law(SIZES, **PLANTED))
+  few = Points(SIZES[:2], whole.loss[:2])
+  fits, refused = laws.fit_each({"few": few, "whole": whole})
+  assert list(fits) == ["whole"]
+  points, law = fits["whole"]
+  assert points is whole
+  assert law.constants == laws.fit(whole).constants
+  (told,) = refused
+  assert told.startswith("few: 2 points are too few")
+
+
 def test_refuses_what_has_no_answer():
   loss = one_law(SIZES, **PLANTED)
   with pytest.raises(ValueError, match="3 points are too few.*at least 4"):

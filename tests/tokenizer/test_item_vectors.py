@@ -173,16 +173,43 @@ def test_given_vectors_and_their_errors(tmp_path):
   with pytest.raises(ValueError, match=r"shape \(3, 3\); expected \[2, D\]"):
     build("embedding", items, embedding=str(path))
   np.save(path, np.array([[0, 1.0], [np.nan, 0]]))
-  with pytest.raises(ValueError, match="row 1, column 0 is nan"):
+  with pytest.raises(ValueError, match="row 2, column 1 is nan"):
     build("embedding", items, embedding=str(path))
   with pytest.raises(ValueError, match="no file"):
     build("embedding", items, embedding=str(tmp_path / "none.npy"))
   with pytest.raises(ValueError, match="neither is given"):
     build("embedding", items)
   column = pa.table({"embedding": [[1.0, 2.0], [3.0]]})
-  with pytest.raises(ValueError, match="row 1: 1 values; expected 2"):
+  with pytest.raises(ValueError, match="row 2: 1 values; expected 2"):
     build("embedding", column)
   column = pa.table({"embedding": [[1.0, 2.0], [3.0, 4.0]]})
   np.testing.assert_array_equal(build("embedding", column)[0], [[1, 2], [3, 4]])
   with pytest.raises(ValueError, match="known"):
     build("magic", items)
+
+
+@pytest.mark.parametrize(
+  ("content", "told"),
+  [(b"", "is no .npy matrix"), (b"1.0,2.0", "is no .npy matrix")],
+)
+def test_a_file_that_is_no_matrix_is_named(tmp_path, content, told):
+  path = tmp_path / "vectors.npy"
+  path.write_bytes(content)
+  items = pa.table({"item_id": [1, 2]})
+  with pytest.raises(ValueError, match=f"{path} {told}"):
+    build("embedding", items, embedding=str(path))
+
+
+def test_several_arrays_are_no_matrix(tmp_path):
+  path = tmp_path / "vectors.npz"
+  np.savez(path, a=np.ones((2, 3)))
+  with pytest.raises(ValueError, match="holds several arrays"):
+    build("embedding", pa.table({"item_id": [1, 2]}), embedding=str(path))
+
+
+@pytest.mark.parametrize("setting", ["vector_size", "window"])
+def test_settings_below_one_are_refused(setting):
+  items = pa.table({"item_id": [1, 2], "title": ["a b", "b c"]})
+  config = config_lib.TokenizerConfig(vectors="fused", **{setting: 0})
+  with pytest.raises(ValueError, match=f"{setting} must be at least 1"):
+    item_vectors.fit(config, items, *flat([[1, 2]]))

@@ -112,6 +112,20 @@ def test_over_full_prefixes_lose_their_farthest_members():
     collisions.cap_prefixes(x, prefixes, [books[0][:2]], 2)
 
 
+@pytest.mark.parametrize(("levels", "items"), [(3, 64), (3, 60), (4, 250)])
+def test_a_catalogue_that_just_fits_has_unique_ids(levels, items):
+  """Half of it in one place; clusters may hold more than their share."""
+  x = vectors(8, items)
+  x[: items // 2] = 9 + 1e-3 * x[: items // 2]
+  for balance in ("capped", "none"):
+    config = make_config(
+      num_codes=4, num_levels=levels, balance=balance, collisions="assign"
+    )
+    coding = residual.fit(x, config)
+    assert coding.codebook_sizes == (4,) * levels
+    assert is_unique(coding.codes)
+
+
 def test_prefix_groups_larger_than_a_codebook_are_repaired():
   x = np.concatenate([np.zeros((40, 4)), 9 + np.zeros((10, 4))])
   x = x.astype(np.float32) + 1e-3 * vectors(7, 50)
