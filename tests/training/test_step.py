@@ -12,21 +12,22 @@ from onerec_jax import config as config_lib
 from onerec_jax import partitioning
 from onerec_jax.data import pipeline
 from onerec_jax.training import loop, losses, optimizer, state, step
+from tests.tiny import random_params
 
 
-def _start(tiny, mesh_config, devices, **changes):
-  """(state, compiled step, host batches, catalogue, index, sharding)."""
+def _program(tiny, shape, count):
+  """(mesh, state on the host, its shardings, jitted step, tables, sharding)."""
   config, _, system = tiny
-  mesh = partitioning.make_mesh(mesh_config, devices)
-  dataset, _ = pipeline.training_dataset(system.prepared, config.pipeline, 0)
+  mesh = partitioning.make_mesh(
+    config_lib.MeshConfig(*shape), jax.devices()[:count]
+  )
   rows = partitioning.batch_sharding(mesh)
   tables = jax.device_put(
     (system.catalogue, system.index), partitioning.replicated(mesh)
   )
   schedule = optimizer.make_schedule(config.optimizer, 1, 50)
   tx = optimizer.make_optimizer(config.optimizer, schedule)
-  stream = iter(dataset)
-  example = loop.put_batch(next(stream), rows)
+  example = loop.put_batch(next(_batches(tiny)), rows)
   with jax.set_mesh(mesh):
     made, shardings, _ = state.create(
       system.model, tx, example, tables[0], 0, mesh
@@ -36,16 +37,36 @@ def _start(tiny, mesh_config, devices, **changes):
     loss_fn=losses.make_loss(system.model),
     tx=tx,
     seed=0,
-    **changes,
   )
   compiled = step.compile_step(function, shardings, mesh, *tables)
-  return mesh, made, compiled, stream, tables, rows
+  return mesh, jax.device_get(made), shardings, compiled, tables, rows
 
 
-def _run(tiny, mesh_config, devices, steps, **changes):
-  mesh, current, compiled, stream, tables, rows = _start(
-    tiny, mesh_config, devices, **changes
-  )
+def _batches(tiny):
+  config, _, system = tiny
+  dataset, _ = pipeline.training_dataset(system.prepared, config.pipeline, 0)
+  return iter(dataset)
+
+
+@pytest.fixture(scope="module")
+def start(tiny):
+  """Gives (mesh, fresh state, jitted step, host batches, tables, sharding).
+
+  A mesh's program is made once: tests differ in what they feed it.
+  """
+  program = functools.cache(functools.partial(_program, tiny))
+
+  def fresh(shape=(), count=8):
+    mesh, first, shardings, compiled, tables, rows = program(shape, count)
+    # Copies, as a step donates its state.
+    current = jax.device_put(jax.tree.map(np.array, first), shardings)
+    return mesh, current, compiled, _batches(tiny), tables, rows
+
+  return fresh
+
+
+def _run(start, shape, count, steps):
+  mesh, current, compiled, stream, tables, rows = start(shape, count)
   trace = []
   with jax.set_mesh(mesh):
     for _ in range(steps):
@@ -58,16 +79,15 @@ def _run(tiny, mesh_config, devices, steps, **changes):
 
 
 @pytest.fixture(scope="module")
-def one_device(tiny):
-  return _run(tiny, config_lib.MeshConfig(), jax.devices()[:1], 50)
+def one_device(start):
+  return _run(start, (), 1, 50)
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1, 1), (2, 2, 1, 2)])
-def test_eight_devices_equal_one_after_fifty_steps(tiny, one_device, shape):
+@pytest.mark.parametrize("shape", [(), (2, 2, 1, 2)])
+def test_eight_devices_equal_one_after_fifty_steps(start, one_device, shape):
   """Parameters and losses within 1e-5, dropout included."""
   expected, losses_one = one_device
-  mesh = config_lib.MeshConfig(*shape)
-  found, losses_eight = _run(tiny, mesh, jax.devices(), 50)
+  found, losses_eight = _run(start, shape, 8, 50)
   np.testing.assert_allclose(losses_eight, losses_one, atol=1e-5)
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
@@ -87,16 +107,14 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(tiny):
   batch = jax.tree.map(jnp.asarray, next(iter(dataset)))
   # Rows with different numbers of targets: weights must be exact.
   batch = batch.replace(targets=batch.targets.at[0, 3:].set(0))
-  params = jax.jit(system.model.init)(
-    jax.random.key(0), batch, system.catalogue
-  )
+  params = random_params(system.model, batch, system.catalogue, 0)
   loss_fn = losses.make_loss(system.model)
   without_dropout = lambda p, b, c, i, key: loss_fn(p, b, c, i, None)
   gradients = lambda pieces: jax.jit(
     lambda params, *tables: step._gradients(
       without_dropout, params, batch, *tables, jax.random.key(0), pieces
     )
-  )(params["params"], system.catalogue, system.index)
+  )(params, system.catalogue, system.index)
   found = [gradients(pieces) for pieces in (1, 4)]
   close = functools.partial(np.testing.assert_allclose, atol=2e-6)
   (grads, sums), (pieced_grads, pieced_sums) = found
@@ -107,11 +125,8 @@ def test_microbatches_give_the_gradient_of_the_whole_batch(tiny):
     close(pieced_sums[name] / sums["count"], total / sums["count"])
 
 
-def test_the_state_is_donated_and_keeps_its_shardings(tiny):
-  mesh_config = config_lib.MeshConfig(2, 2, 1, 2)
-  mesh, current, compiled, stream, tables, rows = _start(
-    tiny, mesh_config, jax.devices()
-  )
+def test_the_state_is_donated_and_keeps_its_shardings(start):
+  mesh, current, compiled, stream, tables, rows = start((2, 2, 1, 2))
   before = jax.tree.map(lambda x: x.sharding, current)
   with jax.set_mesh(mesh):
     after, _ = compiled(current, loop.put_batch(next(stream), rows), *tables)
@@ -119,10 +134,8 @@ def test_the_state_is_donated_and_keeps_its_shardings(tiny):
   assert jax.tree.map(lambda x: x.sharding, after) == before
 
 
-def test_the_compiled_step_talks_to_no_host(tiny):
-  mesh, current, compiled, stream, tables, rows = _start(
-    tiny, config_lib.MeshConfig(), jax.devices()
-  )
+def test_the_compiled_step_talks_to_no_host(start):
+  mesh, current, compiled, stream, tables, rows = start()
   with jax.set_mesh(mesh):
     text = compiled.lower(
       current, loop.put_batch(next(stream), rows), *tables
@@ -145,15 +158,12 @@ def test_a_call_to_the_host_would_be_found():
   assert _host_calls(text)
 
 
-def test_an_update_that_is_not_finite_is_left_out(tiny):
-  mesh, current, compiled, stream, tables, rows = _start(
-    tiny, config_lib.MeshConfig(), jax.devices()
-  )
-  poisoned = jax.tree.map(jnp.copy, current)
-  poisoned = poisoned.replace(
+def test_an_update_that_is_not_finite_is_left_out(start):
+  mesh, current, compiled, stream, tables, rows = start()
+  poisoned = current.replace(
     params={
-      **poisoned.params,
-      "codes": jax.tree.map(lambda x: x * jnp.nan, poisoned.params["codes"]),
+      **current.params,
+      "codes": jax.tree.map(lambda x: x * jnp.nan, current.params["codes"]),
     }
   )
   before = jax.device_get(poisoned.params)
