@@ -22,6 +22,9 @@ from onerec_jax.scaling import points as points_lib
 from onerec_jax.training import metrics_writer
 from tests import worlds
 
+# As in the processes of their own that some of the runs get.
+pytestmark = pytest.mark.usefixtures("one_device")
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 FILE = """
