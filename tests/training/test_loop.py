@@ -1,9 +1,9 @@
 """The loop: resume is bit-equal, the best model is kept, errors speak."""
 
 import copy
-import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +67,20 @@ def whole(tiny, tmp_path_factory):
   return run, progress
 
 
+def _assert_same_end(run, whole):
+  """All ten steps are as if nobody had disturbed them."""
+  jax.tree.map(
+    np.testing.assert_array_equal, _arrays(run, 10), _arrays(whole, 10)
+  )
+  best = [files.read_json(folder / "best.json") for folder in (run, whole)]
+  assert best[0] == best[1]
+  numbers = lambda folder: [
+    (r["step"], r["kind"], r.get("loss"), r.get("ndcg@10"))
+    for r in metrics_writer.read(folder / "metrics.jsonl")
+  ]
+  assert numbers(run) == numbers(whole)
+
+
 @pytest.mark.parametrize("validation", [1, 2])
 def test_a_run_cut_between_checkpoints_resumes_bit_equal(
   tiny, whole, tmp_path, validation
@@ -88,16 +102,7 @@ def test_a_run_cut_between_checkpoints_resumes_bit_equal(
     expected.best,
     expected.best_step,
   )
-  jax.tree.map(
-    np.testing.assert_array_equal,
-    _arrays(tmp_path, 10),
-    _arrays(whole[0], 10),
-  )
-  steps = lambda run: [
-    (r["step"], r["kind"], r.get("loss"))
-    for r in metrics_writer.read(run / "metrics.jsonl")
-  ]
-  assert steps(tmp_path) == steps(whole[0])
+  _assert_same_end(tmp_path, whole[0])
 
 
 def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path, ctrl_c):
@@ -160,9 +165,7 @@ def test_the_best_validation_is_kept_and_training_stops_early(tiny, tmp_path):
     snapshots.append(jax.device_get(params))
     return {"ndcg@10": next(values)}
 
-  progress = _train(
-    tiny, tmp_path, validate, validate_every=2, patience=2, num_steps=20
-  )
+  progress = _train(tiny, tmp_path, validate, validate_every=2, patience=2)
   assert (progress.best, progress.best_step) == (0.5, 4)
   assert len(snapshots) == 4
   assert files.read_json(tmp_path / "best.json") == {"step": 4}
@@ -185,7 +188,7 @@ def test_a_start_without_a_figure_cannot_be_gated(tiny, tmp_path, value):
 def test_a_run_that_stopped_early_stays_stopped(tiny, tmp_path, cut):
   """Cut off in the deciding validation, or before it could say it ended."""
   values = iter([0.5, 0.1, 0.9])
-  settings = dict(validate_every=2, patience=1, num_steps=8)
+  settings = dict(validate_every=2, patience=1)
 
   def validate(params):
     value = next(values)
@@ -224,22 +227,25 @@ def test_a_window_without_a_weighted_target_is_logged(tmp_path):
   config.pipeline.batch_size = config.pipeline.row_targets = 1
   config.training.num_steps = config.training.validate_every = 20
   config.training.log_every = 1
-  workflow.train(config, tmp_path)
-  records = metrics_writer.read(tmp_path / "models/tiny/metrics.jsonl")
+  system = workflow.assembled(config, tmp_path)
+  _train((config, tmp_path, system), tmp_path / "run", _steady())
+  records = metrics_writer.read(tmp_path / "run/metrics.jsonl")
   found = [r["loss"] for r in records if r["kind"] == "train"]
   assert len(found) == 20
   # Four events in five are not imitated: their steps have no loss.
   assert 0 < sum(loss is None for loss in found) < 20
 
 
-def test_a_checkpoint_of_another_model_is_refused_by_name(tiny, tmp_path):
-  _train(tiny, tmp_path, _steady(), num_steps=3, validate_every=3)
+def test_a_checkpoint_of_another_model_is_refused_by_name(
+  tiny, whole, tmp_path
+):
+  run = shutil.copytree(whole[0], tmp_path / "run")
   config, folder, _ = tiny
   other = copy.deepcopy(config)
   other.model.d_model = 32
   wider = (other, folder, workflow.assembled(other, folder))
-  with pytest.raises(ValueError, match="checkpoints/3"):
-    _train(wider, tmp_path, _steady(), num_steps=6)
+  with pytest.raises(ValueError, match="checkpoints/10"):
+    _train(wider, run, _steady())
 
 
 def test_metrics_cut_short_by_a_kill_are_read_up_to_there(tmp_path):
@@ -259,19 +265,24 @@ test_loop.train(*map(pathlib.Path, sys.argv[1:]))
 """
 
 
-def train(folder, raw):
-  """What the processes below do, and this one undisturbed."""
-  config = worlds.config(raw)
-  config.training.num_steps, config.training.log_every = 40, 1
-  config.training.checkpoint_every = 4
-  config.training.validate_every = 20
-  workflow.train(config, folder)
+def train(folder, run):
+  """What the process below does: ten steps, with time to kill it in between."""
+  config = worlds.config(folder / "raw")
+  put_batch = loop.put_batch
+
+  def put_slowly(*arguments):
+    time.sleep(0.3)
+    return put_batch(*arguments)
+
+  loop.put_batch = put_slowly
+  system = workflow.assembled(config, folder)
+  _train((config, folder, system), run, _steady())
 
 
-def _process(folder, raw):
+def _process(*arguments):
   environment = dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu")
   return subprocess.Popen(
-    [sys.executable, "-c", _PROGRAM, str(folder), str(raw)],
+    [sys.executable, "-c", _PROGRAM, *map(str, arguments)],
     env=environment,
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
@@ -279,47 +290,29 @@ def _process(folder, raw):
   )
 
 
-def _wait_for_step(process, folder, step):
-  path = folder / "models" / "tiny" / "metrics.jsonl"
+def _wait_for_step(process, run, step):
   while process.poll() is None:
-    if path.exists() and path.read_text().count("\n") >= step:
+    records = metrics_writer.read(run / "metrics.jsonl")
+    if any(r["step"] >= step for r in records):
       return
     time.sleep(0.002)
   raise AssertionError(f"ended before step {step}: {process.stderr.read()}")
 
 
 @pytest.mark.slow
-def test_a_killed_process_resumes_bit_equal(tmp_path):
+def test_a_killed_process_resumes_bit_equal(tiny, whole, tmp_path):
   """kill -9, against a run that nobody disturbed."""
-  raw = worlds.write_csv(tmp_path / "raw")
-  train(tmp_path / "whole", raw)
-
-  folder = tmp_path / "killed"
-  process = _process(folder, raw)
-  _wait_for_step(process, folder, 26)
+  process = _process(tiny[1], tmp_path)
+  _wait_for_step(process, tmp_path, 6)
   process.kill()
   assert process.wait() == -signal.SIGKILL, "it ended before"
-  train(folder, raw)
-
-  runs = [tmp_path / "whole" / "models/tiny", folder / "models/tiny"]
-  jax.tree.map(
-    np.testing.assert_array_equal, *(_arrays(run, 40) for run in runs)
-  )
-  best = [files.read_json(run / "best.json") for run in runs]
-  assert best[0] == best[1]
-  lines = [(run / "metrics.jsonl").read_text().splitlines() for run in runs]
-  losses = [
-    [
-      (r["step"], r.get("loss"), r.get("ndcg@10"))
-      for r in map(json.loads, each)
-    ]
-    for each in lines
-  ]
-  assert losses[0] == losses[1]
+  assert max(checkpoint.steps(tmp_path / "checkpoints")) < 9
+  _train(tiny, tmp_path, _steady())
+  _assert_same_end(tmp_path, whole[0])
 
 
 def test_a_profile_is_written_even_if_the_run_ends_inside_its_window(
   tiny, tmp_path
 ):
-  _train(tiny, tmp_path, _steady(), num_steps=11, profile_steps=50)
+  _train(tiny, tmp_path, _steady(), profile_steps=50)
   assert list((tmp_path / "profile").rglob("*.xplane.pb"))
