@@ -15,6 +15,9 @@ from onerec_jax import files, workflow
 from onerec_jax.evaluation.result import Evaluation
 from onerec_jax.training import loop, metrics_writer
 
+# As on a user's machine; what runs on several devices is asked elsewhere.
+pytestmark = pytest.mark.usefixtures("one_device")
+
 NAMES = ("lazy_decoder", "sasrec", workflow.POPULARITY)
 
 
@@ -29,7 +32,7 @@ def small(module):
     c.tokenizer.num_codes, c.tokenizer.num_levels = 9, 2
     c.pipeline.max_history = 15
     c.pipeline.row_positions = c.pipeline.row_targets = 32
-    c.model.d_model = c.model.d_ff = 16
+    c.model.num_layers, c.model.d_model, c.model.d_ff = 1, 16, 16
     c.optimizer.warmup_steps = 5
     c.training.num_steps, c.training.log_every = 60, 10
     c.training.validate_every = c.training.checkpoint_every = 30
