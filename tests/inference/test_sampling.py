@@ -8,85 +8,119 @@ import pytest
 from onerec_jax.inference import beam_search, prefix_index, sampling
 from tests import tiny
 
-COUNT = 20_000
+EACH, SEEDS = 5000, range(4)
+COUNT = EACH * len(SEEDS)
+BATCH, CATALOGUE = tiny.separate(tiny.batch())[0], tiny.catalogue()
+INDEX = prefix_index.build(np.asarray(CATALOGUE.codes), tiny.CODEBOOK_SIZES)
+# One block: what is sampled is a matter of logits, not of depth. By whether the
+# softmax is over codes that continue to an item; their parameters are the same.
+MODELS = {
+  legal: tiny.lazy_decoder(num_layers=1, constrained_softmax=legal)
+  for legal in (True, False)
+}
+# (the softmax is constrained, the draws are, how many)
+WAYS = {
+  "legal": (True, True, EACH),
+  "free": (False, False, EACH),
+  "legal_of_free": (False, True, 64),
+}
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["legal", "free"])
-def world(request):
-  model = tiny.lazy_decoder(constrained_softmax=request.param)
-  params = tiny.params(model)
-  batch, catalogue = tiny.separate(tiny.batch())[0], tiny.catalogue()
-  codes = np.asarray(catalogue.codes)
-  return (
-    model,
-    params,
-    batch,
-    catalogue,
-    prefix_index.build(codes, model.codebook_sizes),
-  )
+@jax.jit
+def program(params, index, key):
+  """{way: samples}, many at temperature 1 and few that are all but frozen.
+
+  One program for all tests: what the ways have in common is compiled once.
+  """
+
+  def samples(most, **options):
+    return {
+      way: sampling.sample(
+        MODELS[softmax], params, BATCH, CATALOGUE, index, key,
+        min(count, most), constrained, **options,
+      )
+      for way, (softmax, constrained, count) in WAYS.items()
+    }  # fmt: skip
+
+  return samples(EACH), samples(8, temperature=1e-4)
 
 
-def draw(world, seed=0, count=COUNT, index=None, **options):
-  model, params, batch, catalogue, whole = world
-  jitted = jax.jit(
-    lambda params, key: sampling.sample(
-      model, params, batch, catalogue, whole if index is None else index, key,
-      count, **options,
-    )
-  )  # fmt: skip
-  return jax.device_get(jitted(params, jax.random.key(seed)))
+def draw(seed, index=INDEX):
+  params = tiny.params(MODELS[True])
+  return jax.device_get(program(params, index, jax.random.key(seed)))
 
 
-def exact(world):
-  """Log-probability of every item, [B, I], the lowest of equal IDs' alone."""
-  model, params, batch, catalogue, index = world
-  items = jnp.broadcast_to(
-    jnp.arange(1, len(catalogue.codes)),
-    (len(batch.items), len(catalogue.codes) - 1),
-  ).astype(jnp.int32)
-  scores = np.asarray(
-    beam_search.exact_scores(model, params, batch, catalogue, index, items)
-  ).copy()
-  first = set(np.asarray(index.leaf_item).tolist())
-  for item in range(1, len(catalogue.codes)):
-    if item not in first:
-      scores[:, item - 1] = -np.inf
-  return scores
+@pytest.fixture(scope="module")
+def draws():
+  return [draw(seed) for seed in SEEDS]
 
 
-def test_items_come_as_often_as_they_are_likely(world):
-  # Constrained draws from a free softmax would not be its own.
-  legal = world[0].constrained_softmax
-  samples, scores = draw(world, constrained=legal), exact(world)
+@pytest.fixture(scope="module")
+def drawn(draws):
+  """All draws of all seeds: {way: samples}."""
+  each = [many for many, _ in draws]
+  return jax.tree.map(lambda *x: np.concatenate(x, axis=1), *each)
+
+
+@pytest.fixture(scope="module")
+def exact():
+  """Log-probabilities of all items, [B, I], the lowest of equal IDs' alone.
+
+  By whether the softmax is constrained.
+  """
+  items = np.arange(1, len(CATALOGUE.codes), dtype=np.int32)
+  every = jnp.broadcast_to(items, (len(BATCH.items), len(items)))
+
+  @jax.jit
+  def both(params):
+    return {
+      legal: beam_search.exact_scores(
+        model, params, BATCH, CATALOGUE, INDEX, every
+      )
+      for legal, model in MODELS.items()
+    }
+
+  first = np.isin(items, np.asarray(INDEX.leaf_item))
+  return {
+    legal: np.where(first, scores, -np.inf)
+    for legal, scores in both(tiny.params(MODELS[True])).items()
+  }
+
+
+# Constrained draws from a free softmax would not be its own.
+@pytest.mark.parametrize("way", ["legal", "free"])
+def test_items_come_as_often_as_they_are_likely(drawn, exact, way):
+  legal = WAYS[way][0]
+  samples, scores = drawn[way], exact[legal]
   assert (samples.items > 0).all() == legal
-  for row, chosen in enumerate(np.asarray(samples.items)):
+  for row, chosen in enumerate(samples.items):
     seen = np.bincount(chosen, minlength=scores.shape[1] + 1)[1:] / COUNT
     likely = np.exp(scores[row])
     error = np.sqrt(likely * (1 - likely) / COUNT)
     assert (np.abs(seen - likely) <= 4.5 * error + 1e-9).all()
 
 
-def test_free_samples_may_be_no_items(world):
-  if world[0].constrained_softmax:
-    with pytest.raises(ValueError, match="constrained_softmax=False"):
-      draw(world, constrained=False)
-    return
-  samples, scores = draw(world, constrained=False), exact(world)
-  legal = (samples.items > 0).mean(axis=1)
-  likely = np.exp(scores).sum(axis=1)
+def test_free_samples_may_be_no_items(drawn, exact):
+  legal = (drawn["free"].items > 0).mean(axis=1)
+  likely = np.exp(exact[False]).sum(axis=1)
   assert (likely < 0.9).all()
   np.testing.assert_allclose(
     legal, likely, atol=4.5 * np.sqrt(0.25 / COUNT), rtol=0
   )
 
 
-@pytest.mark.parametrize("constrained", [True, False])
-def test_log_probabilities_are_those_of_teacher_forcing(world, constrained):
-  if world[0].constrained_softmax and not constrained:
-    pytest.skip("refused, see above")
-  samples, scores = draw(world, count=64, constrained=constrained), exact(world)
-  got = np.asarray(samples.log_probability).sum(axis=-1)
-  for row, chosen in enumerate(np.asarray(samples.items)):
+def test_free_draws_from_a_constrained_softmax_are_refused():
+  model = MODELS[True]
+  given = tiny.params(model), BATCH, CATALOGUE, INDEX, jax.random.key(0)
+  with pytest.raises(ValueError, match="constrained_softmax=False"):
+    sampling.sample(model, *given, 8, constrained=False)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_log_probabilities_are_those_of_teacher_forcing(drawn, exact, way):
+  samples, scores = drawn[way], exact[WAYS[way][0]]
+  got = samples.log_probability.sum(axis=-1)
+  for row, chosen in enumerate(samples.items):
     legal = chosen > 0
     np.testing.assert_allclose(
       got[row][legal], scores[row][chosen[legal] - 1], rtol=1e-4, atol=1e-4
@@ -94,28 +128,29 @@ def test_log_probabilities_are_those_of_teacher_forcing(world, constrained):
   assert np.isfinite(got).all()
 
 
-def test_codes_are_those_of_the_items(world):
-  samples = draw(world, count=64)
-  codes = np.asarray(world[3].codes)
-  np.testing.assert_array_equal(codes[np.asarray(samples.items)], samples.codes)
+@pytest.mark.parametrize("way", ["legal", "legal_of_free"])
+def test_codes_are_those_of_the_items(drawn, way):
+  samples = drawn[way]
+  codes = np.asarray(CATALOGUE.codes)
+  np.testing.assert_array_equal(codes[samples.items], samples.codes)
 
 
-def test_only_allowed_items_are_drawn(world):
-  index = world[4]
-  allowed = np.zeros(len(world[3].codes), bool)
-  allowed[[2, 3]] = True
-  samples = draw(
-    world, count=256, index=prefix_index.restrict(index, jnp.asarray(allowed))
-  )
-  assert set(np.unique(samples.items)) <= {2, 3}
+def test_only_allowed_items_are_drawn():
+  allowed = np.isin(np.arange(len(CATALOGUE.codes)), [2, 3])
+  samples, _ = draw(0, prefix_index.restrict(INDEX, jnp.asarray(allowed)))
+  for way in ("legal", "legal_of_free"):
+    assert {*samples[way].items.ravel().tolist()} <= {2, 3}
 
 
-def test_a_low_temperature_takes_the_best_code_each_time(world):
-  samples = draw(world, count=8, temperature=1e-4)
-  assert (np.asarray(samples.codes) == np.asarray(samples.codes)[:, :1]).all()
+@pytest.mark.parametrize("way", WAYS)
+def test_a_low_temperature_takes_the_best_code_each_time(draws, way):
+  for _, few in draws:
+    assert (few[way].codes == few[way].codes[:, :1]).all()
 
 
-def test_draws_are_a_function_of_the_key(world):
-  again = [np.asarray(draw(world, seed, count=32).codes) for seed in (3, 3, 4)]
-  np.testing.assert_array_equal(again[0], again[1])
-  assert (again[0] != again[2]).any()
+def test_draws_are_a_function_of_the_key(draws):
+  (first, _), (other, _), *_ = draws
+  again, _ = draw(SEEDS[0])
+  for way, samples in first.items():
+    np.testing.assert_array_equal(samples.codes, again[way].codes)
+    assert (samples.codes != other[way].codes).any()
