@@ -13,14 +13,19 @@ from tests.models import numpy_parts as parts
 from tests.models import session_decoder_oracle as oracle
 
 LEVELS = len(tiny.CODEBOOK_SIZES)
+# A dense block and one of experts. Several tests ask the same model for the
+# logits of a batch of the same shape: compiled once.
+MIXED = tiny.experts(router="softmax", dense_layers=1)
+OF_TWO = tiny.session_decoder(session_items=2)
+OF_THREE = tiny.session_decoder(session_items=3, moe=MIXED)
 
 
-def one(batch):
-  """The first session of each row as search sees it: T = 1."""
+def beginning(batch, few=1):
+  """The first targets of each row; one is how search sees a session."""
   return batch.replace(
-    targets=batch.targets[:, :1],
-    visible_from=batch.visible_from[:, :1],
-    visible_until=batch.visible_until[:, :1],
+    targets=batch.targets[:, :few],
+    visible_from=batch.visible_from[:, :few],
+    visible_until=batch.visible_until[:, :few],
   )
 
 
@@ -30,17 +35,18 @@ def catalogue():
 
 
 @pytest.mark.parametrize(
-  "changes",
+  "model",
   [
     # Seven positions by products and sums, eleven as matrix products.
-    {"session_items": 2},
-    {"session_items": 3, "causal_encoder": True, "encoder_layers": 2},
-    {"session_items": 3, "moe": model_configs.MoEConfig(), "num_heads": 2},
+    OF_TWO,
+    tiny.session_decoder(
+      session_items=3, moe=MIXED, num_heads=2, encoder_layers=2,
+      causal_encoder=True,
+    ),
   ],
-  ids=lambda changes: "-".join(changes),
-)
-def test_equals_loops_in_numpy(catalogue, changes):
-  model = tiny.session_decoder(**changes)
+  ids=["two", "three"],
+)  # fmt: skip
+def test_equals_loops_in_numpy(catalogue, model):
   m, params = model.session_items, tiny.params(model)
   batch = tiny.session_batch(m)
   found = parts.logits_of(model, params, batch, catalogue)
@@ -62,34 +68,41 @@ def test_a_session_of_one_item_is_the_encoder_decoder(catalogue):
   plain = tiny.encoder_decoder(moe=moe, causal_encoder=False)
   params, batch = tiny.params(plain), tiny.batch()
   assert jax.tree.structure(tiny.params(model)) == jax.tree.structure(params)
-  for found, expected in zip(
-    parts.logits_of(model, params, batch, catalogue),
-    parts.logits_of(plain, params, batch, catalogue),
-  ):
+
+  @jax.jit
+  def both(params):
+    return [
+      each.apply({"params": params}, batch, catalogue)
+      for each in (model, plain)
+    ]
+
+  for found, expected in zip(*both(params)):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("m", [2, 3])
-def test_steps_with_a_cache_are_teacher_forcing(catalogue, m):
-  """Two beams, one session each, which change places after every step."""
-  model = tiny.session_decoder(session_items=m)
+def test_steps_with_a_cache_are_teacher_forcing(catalogue):
+  """Two beams, one session each, which change places after every step.
+
+  The last steps are matrix products, those before are products and sums.
+  """
+  model, m = OF_THREE, 3
   params, batch = tiny.params(model), tiny.session_batch(m)
-  # Both sessions see what the first of the row does.
-  same = lambda x: jnp.broadcast_to(x[:, :1], (x.shape[0], 2 * m))
+  # All sessions see what the first of the row does.
+  same = lambda x: jnp.broadcast_to(x[:, :1], x.shape)
   batch = batch.replace(
-    targets=jnp.maximum(batch.targets[:, : 2 * m], 1),
+    targets=jnp.maximum(batch.targets, 1),
     visible_from=same(batch.visible_from),
     visible_until=same(batch.visible_until),
   )
   expected = parts.logits_of(model, params, batch, catalogue)
-  codes = catalogue.codes[batch.targets].reshape(2, 2, m * LEVELS)
+  codes = catalogue.codes[batch.targets[:, : 2 * m]].reshape(2, 2, m * LEVELS)
 
   @jax.jit
   def steps(params):
     apply = lambda *args, method: model.apply(
       {"params": params}, *args, method=method
     )
-    context = apply(one(batch), catalogue, method="encode")
+    context = apply(beginning(batch), catalogue, method="encode")
     logits, cache = apply(0, None, None, context, method="decode_step")
     # The one beam becomes two.
     cache = jax.tree.map(lambda x: jnp.repeat(x, 2, axis=2), cache)
@@ -112,8 +125,7 @@ def test_steps_with_a_cache_are_teacher_forcing(catalogue, m):
 
 
 def test_an_item_depends_on_the_items_before_it_alone(catalogue):
-  m = 3
-  model = tiny.session_decoder(session_items=m)
+  model, m = OF_THREE, 3
   params, batch = tiny.params(model), tiny.session_batch(m)
   before = parts.logits_of(model, params, batch, catalogue)
   for place in range(m):
@@ -131,16 +143,17 @@ def test_an_item_depends_on_the_items_before_it_alone(catalogue):
 
 
 def test_few_targets_are_the_beginning_of_a_session(catalogue):
-  model = tiny.session_decoder(session_items=3)
-  params, batch = tiny.params(model), tiny.session_batch(3)
-  whole = parts.logits_of(model, params, batch, catalogue)
-  for few in (1, 2):
-    cut = batch.replace(
-      targets=batch.targets[:, :few],
-      visible_from=batch.visible_from[:, :few],
-      visible_until=batch.visible_until[:, :few],
-    )
-    found = parts.logits_of(model, params, cut, catalogue)
+  params, batch = tiny.params(OF_THREE), tiny.session_batch(3)
+  whole = parts.logits_of(OF_THREE, params, batch, catalogue)
+
+  @jax.jit
+  def cut(params):
+    return {
+      few: OF_THREE.apply({"params": params}, beginning(batch, few), catalogue)
+      for few in (1, 2)
+    }
+
+  for few, found in cut(params).items():
     for level in range(LEVELS):
       np.testing.assert_allclose(
         found[level], whole[level][:, :few], atol=2e-5, rtol=2e-5
@@ -148,19 +161,8 @@ def test_few_targets_are_the_beginning_of_a_session(catalogue):
 
 
 def test_half_sessions_are_refused(catalogue):
-  model = tiny.session_decoder(session_items=2)
   with pytest.raises(ValueError, match="5 targets.*sessions of 2.*row_targets"):
-    model.apply({"params": tiny.params(model)}, tiny.batch(), catalogue)
-
-
-def test_experts_count_the_positions_of_real_sessions(catalogue):
-  """Two experts a token, seven positions a session, both decoder layers."""
-  model, batch = tiny.session_decoder(), tiny.session_batch(2)
-  _, sown = jax.jit(
-    lambda p: model.apply({"params": p}, batch, catalogue, mutable=["loads"])
-  )(tiny.params(model))
-  loads = [np.asarray(x).sum() for x in jax.tree.leaves(sown)]
-  assert loads == [2 * 7 * len(tiny.SEES)] * 2
+    OF_TWO.apply({"params": tiny.params(OF_TWO)}, tiny.batch(), catalogue)
 
 
 def test_causal_products_equal_the_sums_of_few_positions(monkeypatch):
@@ -200,17 +202,30 @@ def test_the_papers_experts_are_the_default():
   assert (moe.router, moe.balance_rate, moe.shared_experts) == ("softmax", 0, 0)
 
 
-def test_the_loss_is_the_sum_over_the_sessions_codes(catalogue):
+@pytest.fixture(scope="module")
+def sums(catalogue):
+  model = OF_TWO.clone(constrained_softmax=False)
+  arguments = tiny.session_batch(2), catalogue, None, None
+  return jax.jit(lambda p: losses.make_loss(model)(p, *arguments))(
+    tiny.params(OF_TWO)
+  )
+
+
+def test_the_loss_is_the_sum_over_the_sessions_codes(catalogue, sums):
   """By hand from the logits."""
-  model = tiny.session_decoder(constrained_softmax=False)
-  batch, params = tiny.session_batch(2), tiny.params(model)
-  logits = parts.logits_of(model, params, batch, catalogue)
+  batch = tiny.session_batch(2)
+  logits = parts.logits_of(OF_TWO, tiny.params(OF_TWO), batch, catalogue)
   codes = np.asarray(catalogue.codes)[np.asarray(batch.targets)]
   total = 0.0
   for row, target in np.argwhere(np.asarray(batch.targets) > 0):
     for level in range(LEVELS):
       x = logits[level][row, target].astype(np.float64)
       total += np.log(np.exp(x).sum()) - x[codes[row, target, level]]
-  sums = jax.jit(losses.make_loss(model))(params, batch, catalogue, None, None)
   assert sums["count"] == 2 * len(tiny.SEES)
   assert float(sums["loss"]) == pytest.approx(total / LEVELS, rel=1e-4)
+
+
+def test_experts_count_the_positions_of_real_sessions(sums):
+  """Two experts a token, seven positions a session, both decoder layers."""
+  loads = [np.asarray(x).sum() for x in jax.tree.leaves(sums["loads"])]
+  assert loads == [2 * 7 * len(tiny.SEES)] * 2
