@@ -1,5 +1,6 @@
 """The search over all codes against every ID there is, scored one by one."""
 
+import functools
 import itertools
 
 import jax
@@ -15,48 +16,54 @@ from tests import tiny
 EVERY = np.asarray([*itertools.product(*map(range, tiny.CODEBOOK_SIZES))])
 
 
-@pytest.fixture(
-  scope="module", params=["lazy_decoder", "encoder_decoder", "decoder_only"]
-)
-def world(request):
-  return make_world(getattr(tiny, request.param))
+MODELS = {
+  "lazy_decoder": tiny.lazy_decoder(constrained_softmax=False),
+  # One block: quicker to compile.
+  "encoder_decoder": tiny.encoder_decoder(
+    constrained_softmax=False, decoder_layers=1
+  ),
+  "decoder_only": tiny.decoder_only(constrained_softmax=False, num_layers=1),
+}
+WIDTHS = 1, 7, 10_000
+BATCH, CATALOGUE = tiny.separate(tiny.batch())[0], tiny.catalogue()
+INDEX = prefix_index.build(np.asarray(CATALOGUE.codes), tiny.CODEBOOK_SIZES)
+# Another set of items for each row.
+ALLOWED = np.random.default_rng(0).random((7, tiny.NUM_ITEMS + 1)) < 0.5
 
 
-def make_world(make):
-  model = make(constrained_softmax=False)
-  batch, catalogue = tiny.separate(tiny.batch())[0], tiny.catalogue()
-  index = prefix_index.build(np.asarray(catalogue.codes), model.codebook_sizes)
-  return model, tiny.params(model), batch, catalogue, index
+@functools.cache
+def searched(name):
+  """({width: answers}, the widest of ALLOWED alone, `exact`) of a model.
+
+  In one program: what the searches have in common is compiled once.
+  `exact` is [B, K^L, L], the log-probability of each code of every ID.
+  """
+  model = MODELS[name]
+
+  @jax.jit
+  def run(params):
+    def search(index, width):
+      return free_search.free_search(
+        model, params, BATCH, CATALOGUE, index, width
+      )
+
+    restricted = prefix_index.restrict(INDEX, jnp.asarray(ALLOWED))
+    codes = jnp.broadcast_to(EVERY, (len(BATCH.items), *EVERY.shape))
+    rows = policy.with_codes(BATCH, CATALOGUE, codes)
+    return (
+      {width: search(INDEX, width) for width in WIDTHS},
+      search(restricted, WIDTHS[-1]),
+      policy.log_probabilities(model, params, *rows, INDEX),
+    )
+
+  return jax.device_get(run(tiny.params(model)))
 
 
-@pytest.fixture(scope="module")
-def exact(world):
-  """[B, K^L, L] log-probability of each code of every ID, teacher-forced."""
-  model, params, batch, catalogue, index = world
-  codes = jnp.broadcast_to(EVERY, (len(batch.items), *EVERY.shape))
-  rows = policy.with_codes(batch, catalogue, codes)
-  return np.asarray(
-    jax.jit(
-      lambda params: policy.log_probabilities(model, params, *rows, index)
-    )(params)
-  )
-
-
-def lowest_items(catalogue, allowed):
+def lowest_items(allowed):
   """{semantic ID: its lowest allowed item}."""
-  codes = np.asarray(catalogue.codes).tolist()
+  codes = np.asarray(CATALOGUE.codes).tolist()
   items = range(tiny.NUM_ITEMS, 0, -1)
   return {tuple(codes[item]): item for item in items if allowed[item]}
-
-
-def search(world, width):
-  model, params, batch, catalogue, index = world
-  jitted = jax.jit(
-    lambda params: free_search.free_search(
-      model, params, batch, catalogue, index, width
-    )
-  )
-  return jax.device_get(jitted(params))
 
 
 def by_hand(exact, width):
@@ -73,9 +80,11 @@ def by_hand(exact, width):
   return beams
 
 
-@pytest.mark.parametrize("width", [1, 7, 10_000])
-def test_it_finds_what_a_search_by_hand_finds(world, exact, width):
-  found = search(world, width)
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", MODELS)
+def test_it_finds_what_a_search_by_hand_finds(name, width):
+  found, _, exact = searched(name)
+  found = found[width]
   assert found.codes.shape[1] == min(width, len(EVERY))
   for codes, scores, table in zip(found.codes, found.scores, exact):
     wanted = by_hand(table, width)
@@ -85,54 +94,57 @@ def test_it_finds_what_a_search_by_hand_finds(world, exact, width):
     np.testing.assert_allclose(scores, own, atol=1e-4)
 
 
-def test_its_items_are_those_of_its_codes(world):
-  found = search(world, 100)
-  own = lowest_items(world[3], np.ones(tiny.NUM_ITEMS + 1, bool))
-  wanted = [
-    [own.get(tuple(each), 0) for each in row] for row in found.codes.tolist()
-  ]
-  np.testing.assert_array_equal(found.items, wanted)
-  assert 0 < (found.items > 0).mean() < 1
-
-
-def test_of_what_is_not_allowed_there_is_no_item():
-  """Two sets of allowed items, one for each half of the rows."""
-  model, params, batch, catalogue, index = make_world(tiny.lazy_decoder)
-  allowed = np.random.default_rng(0).random((7, tiny.NUM_ITEMS + 1)) < 0.5
-  restricted = prefix_index.restrict(index, jnp.asarray(allowed))
-  found = search((model, params, batch, catalogue, restricted), 100)
+def assert_items(found, allowed):
+  """Those of the codes, of what each row is allowed."""
   for row, codes, items in zip(allowed, found.codes, found.items):
-    own = lowest_items(catalogue, row)
+    own = lowest_items(row)
     wanted = [own.get(tuple(each), 0) for each in codes.tolist()]
     np.testing.assert_array_equal(items, wanted)
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_its_items_are_those_of_its_codes(name):
+  found, _, _ = searched(name)
+  for of_width in found.values():
+    assert_items(of_width, np.ones_like(ALLOWED))
+  assert 0 < (found[WIDTHS[-1]].items > 0).mean() < 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_of_what_is_not_allowed_there_is_no_item(name):
+  assert_items(searched(name)[1], ALLOWED)
+
+
 def test_rows_on_eight_devices_need_no_communication():
-  model, params, batch, catalogue, index = make_world(tiny.lazy_decoder)
-  batch = jax.tree.map(lambda x: jnp.concatenate([x, x[:1]]), batch)
+  model, width = MODELS["lazy_decoder"], 7
+  batch = jax.tree.map(lambda x: np.concatenate([x, x[:1]]), BATCH)
   mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
   spread = NamedSharding(mesh, PartitionSpec("data"))
   copied = NamedSharding(mesh, PartitionSpec())
   program = jax.jit(
     lambda params, batch, catalogue, index: free_search.free_search(
-      model, params, batch, catalogue, index, 20
+      model, params, batch, catalogue, index, width
     ),
     in_shardings=(copied, spread, copied, copied),
     out_shardings=spread,
   )
-  arguments = params, batch, catalogue, index
+  arguments = tiny.params(model), batch, CATALOGUE, INDEX
   text = program.lower(*arguments).compile().as_text()
   for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"):
     assert word not in text
-  alone = search((model, params, batch, catalogue, index), 20)
+  alone = searched("lazy_decoder")[0][width]
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    lambda a, b: np.testing.assert_allclose(
+      a, np.concatenate([b, b[:1]]), atol=1e-5
+    ),
     program(*arguments),
     alone,
   )
 
 
-def test_a_constrained_softmax_is_refused(world):
-  model, *rest = world
+@pytest.mark.parametrize("name", MODELS)
+def test_a_constrained_softmax_is_refused(name):
+  model = MODELS[name].clone(constrained_softmax=True)
+  params = tiny.params(MODELS[name])
   with pytest.raises(ValueError, match="constrained_softmax=False"):
-    free_search.free_search(model.clone(constrained_softmax=True), *rest, 4)
+    free_search.free_search(model, params, BATCH, CATALOGUE, INDEX, 4)
