@@ -72,18 +72,58 @@ cases = dict(
   num_items=st.integers(1, 40),
   dense=st.booleans(),
 )
-few = hypothesis.settings(max_examples=8, deadline=None)
 
 
-@few
+@jax.jit
+def look_up(index, prefixes, allowed):
+  """(masks below prefixes, nodes along them, what is left of the index)."""
+  node, nodes, masks = jnp.zeros(len(prefixes), jnp.int32), [], []
+  for level in range(index.num_levels):
+    below = prefixes.reshape(2, 32, -1)[..., :level]
+    masks.append(prefix_index.valid_mask(index, level, below))
+    node = prefix_index.follow(index, level, node, prefixes[:, level])
+    nodes.append(node)
+  return (
+    masks,
+    jnp.stack(nodes, axis=1),
+    prefix_index.restrict(index, allowed),
+  )
+
+
+@hypothesis.settings(max_examples=8, deadline=None)
 @hypothesis.given(**cases)
-def test_walking_gives_the_semantic_ids_and_their_most_popular_items(
-  seed, depth, num_items, dense
-):
+def test_it_is_the_trie(seed, depth, num_items, dense):
+  """All that is asked of one index, for the price of compiling it once."""
   codes, sizes, popularity = catalogue(seed, depth, num_items)
   follow, groups = trie(codes)
   index = built(codes, sizes, popularity, dense)
   levels, items = walk(index)
+  assert_walked(levels, items, index, follow, groups, popularity)
+
+  rng = np.random.default_rng(seed + 1)
+  # True prefixes beside random ones, of which most are not in the trie, and
+  # codes outside the codebook.
+  prefixes = np.concatenate(
+    [codes[1:], rng.integers(-1, np.asarray(sizes) + 1, (24, depth))]
+  ).astype(np.int32)
+  prefixes = np.resize(prefixes, (64, depth))
+  allowed = rng.random(num_items + 1) < 0.4
+  masks, nodes, smaller = look_up(index, prefixes, allowed)
+  prefixes = [tuple(prefix) for prefix in prefixes.tolist()]
+  for level, mask in enumerate(map(np.asarray, masks)):
+    assert mask.shape == (2, 32, sizes[level])
+    for prefix, of_prefix in zip(prefixes, mask.reshape(64, -1)):
+      want = follow.get(prefix[:level], [])
+      assert np.flatnonzero(of_prefix).tolist() == want
+  # To the leaves, and to nowhere by codes that nothing has.
+  for prefix, found in zip(prefixes, np.asarray(nodes).tolist()):
+    for level, node in enumerate(found):
+      assert node == levels[level].get(prefix[: level + 1], -1)
+  assert_restricted(smaller, index, allowed, groups, popularity)
+
+
+def assert_walked(levels, items, index, follow, groups, popularity):
+  """All semantic IDs, their most popular items, and how many there are."""
   for level, prefixes in enumerate(levels):
     want = {p + (c,) for p in follow if len(p) == level for c in follow[p]}
     assert set(prefixes) == want
@@ -94,70 +134,9 @@ def test_walking_gives_the_semantic_ids_and_their_most_popular_items(
     assert sizes[leaves[sid]] == len(group)
 
 
-@few
-@hypothesis.given(**cases)
-def test_valid_mask_is_the_trie_and_false_off_it(seed, depth, num_items, dense):
-  codes, sizes, _ = catalogue(seed, depth, num_items)
-  follow, _ = trie(codes)
-  index = built(codes, sizes, dense=dense)
-  rng = np.random.default_rng(seed + 1)
-  # True prefixes beside random ones, of which most are not in the trie, and
-  # codes outside the codebook.
-  prefixes = np.concatenate(
-    [codes[1:], rng.integers(-1, np.asarray(sizes) + 1, (24, depth))]
-  ).astype(np.int32)
-  prefixes = np.resize(prefixes, (2, 32, depth))
-  masks = jax.jit(
-    lambda index, prefixes: [
-      prefix_index.valid_mask(index, level, prefixes[..., :level])
-      for level in range(depth)
-    ]
-  )(index, prefixes)
-  for level, mask in enumerate(map(np.asarray, masks)):
-    assert mask.shape == (2, 32, sizes[level])
-    for place in np.ndindex(2, 32):
-      want = follow.get(tuple(prefixes[place][:level].tolist()), [])
-      assert np.flatnonzero(mask[place]).tolist() == want
-
-
-@few
-@hypothesis.given(**cases)
-def test_following_codes_is_walking_the_trie(seed, depth, num_items, dense):
-  """To the leaves, and to nowhere by codes that nothing has."""
-  codes, sizes, _ = catalogue(seed, depth, num_items)
-  index = built(codes, sizes, dense=dense)
-  levels, _ = walk(index)
-  rng = np.random.default_rng(seed + 1)
-  prefixes = np.concatenate(
-    [codes[1:], rng.integers(-1, np.asarray(sizes) + 1, (24, depth))]
-  ).astype(np.int32)
-  prefixes = np.resize(prefixes, (64, depth))
-
-  @jax.jit
-  def follow(index, prefixes):
-    node, found = jnp.zeros(64, jnp.int32), []
-    for level in range(depth):
-      node = prefix_index.follow(index, level, node, prefixes[:, level])
-      found.append(node)
-    return jnp.stack(found, axis=1)
-
-  found = np.asarray(follow(index, prefixes))
-  for prefix, nodes in zip(prefixes.tolist(), found.tolist()):
-    for level, node in enumerate(nodes):
-      assert node == levels[level].get(tuple(prefix[: level + 1]), -1)
-
-
-@few
-@hypothesis.given(**cases)
-def test_restricted_walk_is_the_walk_of_the_subset(
-  seed, depth, num_items, dense
-):
-  codes, sizes, popularity = catalogue(seed, depth, num_items)
-  index = built(codes, sizes, popularity, dense)
-  allowed = np.random.default_rng(seed).random(num_items + 1) < 0.4
-  smaller = jax.jit(prefix_index.restrict)(index, jnp.asarray(allowed))
+def assert_restricted(smaller, index, allowed, groups, popularity):
+  """Its walk is that of the allowed items, in arrays of the same shapes."""
   kept = np.flatnonzero(allowed[1:]) + 1
-  _, groups = trie(codes)
   groups = {s: [i for i in g if i in kept] for s, g in groups.items()}
   groups = {s: g for s, g in groups.items() if g}
   _, items = walk(smaller)
@@ -193,10 +172,14 @@ def test_a_set_for_each_request_equals_each_set_alone():
 
 def test_no_node_has_no_children():
   codes, sizes, _ = catalogue(1, 3, 30)
+
+  @jax.jit
+  def below(index):
+    edges = jnp.asarray([-1, 0])
+    return [prefix_index.children(index, level, edges)[1] for level in range(3)]
+
   for dense in (True, False):
-    index = built(codes, sizes, dense=dense)
-    for level in range(3):
-      _, child = prefix_index.children(index, level, jnp.asarray([-1, 0]))
+    for child in below(built(codes, sizes, dense=dense)):
       assert (np.asarray(child[0]) == -1).all()
       assert (np.asarray(child[1]) >= 0).any()
 
@@ -252,8 +235,6 @@ def test_leaves_that_are_not_used_yet(seed, depth, num_items, dense):
   allowed = rng.random((2, num_items + 1)) < 0.6
   index = built(codes, sizes, dense=dense)
   levels, _ = walk(index)
-  restricted = prefix_index.restrict(index, jnp.asarray(allowed))
-  counts = unused_leaves.count_leaves(restricted)
   sids = [
     {tuple(codes[i]) for i in range(1, num_items + 1) if row[i]}
     for row in allowed
@@ -265,17 +246,30 @@ def test_leaves_that_are_not_used_yet(seed, depth, num_items, dense):
   for row in range(2):
     for place, sid in enumerate(sorted(spent[row][1])):
       used[row, 1, place] = leaf[sid]
-  for level in range(depth):
+  edges = [np.asarray([*of.values(), -1], np.int32) for of in levels]
+
+  @jax.jit
+  def ask(index, allowed, used):
+    restricted = prefix_index.restrict(index, allowed)
+    counts = unused_leaves.count_leaves(restricted)
+    return counts, [
+      unused_leaves.has_unused(
+        restricted,
+        counts,
+        used,
+        level,
+        jnp.broadcast_to(edge, (2, 2, len(edge))),
+      )
+      for level, edge in enumerate(edges)
+    ]
+
+  counts, unused = ask(index, allowed, used)
+  for level, found in enumerate(unused):
     prefixes = list(levels[level])
-    edge = np.asarray([levels[level][p] for p in prefixes] + [-1], np.int32)
-    edges = np.broadcast_to(edge, (2, 2, len(edge)))
-    found = unused_leaves.has_unused(
-      restricted, counts, jnp.asarray(used), level, jnp.asarray(edges)
-    )
     for row, beam in np.ndindex(2, 2):
       left = sids[row] - spent[row][beam]
       below = lambda p, sids: sum(s[: len(p)] == p for s in sids)
       want = [below(p, left) > 0 for p in prefixes] + [False]
       assert np.asarray(found[row, beam]).tolist() == want
-      got = np.asarray(counts[level])[row, edge[:-1]].tolist()
+      got = np.asarray(counts[level])[row, edges[level][:-1]].tolist()
       assert got == [below(p, sids[row]) for p in prefixes]
