@@ -134,26 +134,43 @@ def test_each_pathway_has_an_mlp_of_its_own(catalogue, batch):
     assert (of_queries > 1e-4) == (name == "lifelong")
 
 
+def _hiding(name):
+  """A model that hides all events as it trains, and none otherwise."""
+  return MAKE[name](context_dropout=1.0)
+
+
 @functools.cache
-def _reaches(name):
-  """Gradients [B, T, rows] of each target's logits by item row; [.., Q] by
-  lifelong query."""
-  model, catalogue, batch = MAKE[name](), tiny.catalogue(), tiny.pathway_batch()
+def _jacobian(name):
+  """Jits (params, batch) → gradients of each target's logits, the logits.
+
+  One program for all tests that read the logits.
+  """
+  model = _hiding(name)
   rng = np.random.default_rng(5)
   weights = [rng.normal(size=(1, 1, k)) for k in tiny.CODEBOOK_SIZES]
 
-  def sums(params):
-    logits = model.apply({"params": params}, batch, catalogue)
-    return sum(jnp.sum(x * w, axis=-1) for x, w in zip(logits, weights))
+  def sums(params, batch):
+    logits = model.apply({"params": params}, batch, tiny.catalogue())
+    total = sum(jnp.sum(x * w, axis=-1) for x, w in zip(logits, weights))
+    return total, logits
 
-  found = jax.jit(jax.jacrev(sums))(tiny.params(model))
+  return jax.jit(jax.jacrev(sums, has_aux=True))
+
+
+@functools.cache
+def _found(name):
+  """For `pathway_batch`: gradients [B, T, rows] of each target's logits by
+  item row, [.., Q] by lifelong query; the logits."""
+  params = tiny.params(_hiding(name))
+  found, logits = _jacobian(name)(params, tiny.pathway_batch())
   queries = np.linalg.norm(found["reader"]["qformer"]["queries"], axis=(-1, -2))
-  return np.linalg.norm(found["embedding"]["item"]["table"], axis=-1), queries
+  rows = np.linalg.norm(found["embedding"]["item"]["table"], axis=-1)
+  return rows, queries, jax.device_get(logits)
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_a_target_depends_on_all_of_its_request_and_nothing_else(name, batch):
-  by_item, by_query = _reaches(name)
+  by_item, by_query, _ = _found(name)
   for row, positions in enumerate(tiny.PATHWAY_SEES):
     expected = {int(batch.items[row, s]) for s in positions} - {0}
     found = set(np.flatnonzero(by_item[row, 0]).tolist())
@@ -165,7 +182,7 @@ def test_a_target_depends_on_all_of_its_request_and_nothing_else(name, batch):
 
 @pytest.mark.parametrize("name", MAKE)
 def test_hidden_events_are_as_if_absent(name, batch, catalogue):
-  model = MAKE[name](context_dropout=1.0)
+  model = _hiding(name)
   params = tiny.params(model)
   hidden = parts.logits_of(
     model, params, batch, catalogue, {"dropout": jax.random.key(0)}
@@ -176,18 +193,16 @@ def test_hidden_events_are_as_if_absent(name, batch, catalogue):
     segment=batch.segment * token,
     features={k: v * token for k, v in batch.features.items()},
   )
-  expected = parts.logits_of(model, params, absent, catalogue)
-  shown = parts.logits_of(model, params, batch, catalogue)
-  for one, other, third in zip(hidden, expected, shown):
+  _, expected = _jacobian(name)(params, absent)
+  for one, other, third in zip(hidden, expected, _found(name)[-1]):
     np.testing.assert_allclose(one[:, 0], other[:, 0], atol=1e-5)
     assert np.abs(one[0, 0] - third[0, 0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("name", MAKE)
 def test_step_by_step_equals_teacher_forcing(name, batch, catalogue):
-  model = MAKE[name]()
+  model = _hiding(name)
   params = tiny.params(model)
-  forced = parts.logits_of(model, params, batch, catalogue)
   codes = catalogue.codes[batch.targets[:, :1]]
 
   @jax.jit
@@ -210,7 +225,7 @@ def test_step_by_step_equals_teacher_forcing(name, batch, catalogue):
 
     return nn.apply(run, model)({"params": params})
 
-  for one, other in zip(steps(params), forced):
+  for one, other in zip(steps(params), _found(name)[-1]):
     np.testing.assert_allclose(one[:, 0], other[:, 0], atol=1e-4)
 
 
@@ -230,7 +245,7 @@ def test_flops_agree_with_the_compiler(name, batch, catalogue):
 def test_what_does_not_fit_is_refused(batch, catalogue):
   model = MAKE["lazy_decoder"]()
   with pytest.raises(ValueError, match="pipeline.pathways"):
-    model.init(jax.random.key(0), tiny.batch(), catalogue)
+    jax.eval_shape(model.init, jax.random.key(0), tiny.batch(), catalogue)
   with pytest.raises(ValueError, match="sasrec"):
     tiny.sasrec(pathways=tiny.PATHWAYS)
   config = model_configs.LazyDecoderConfig(lifelong_queries=0)
