@@ -4,6 +4,7 @@ The runs have random weights: nothing here depends on what was learned.
 """
 
 import csv
+import functools
 import io
 import shutil
 import subprocess
@@ -16,10 +17,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import rich.console
-from flax import linen as nn
 
-from onerec_jax import checkpoint, files, model_configs, partitioning, workflow
 from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning, workflow
 from onerec_jax.data import features
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import (
@@ -29,80 +29,14 @@ from onerec_jax.inference import (
   retrieval,
 )
 from onerec_jax.inference.recommender import Recommender, Request
-
-USERS, ITEMS, EVENTS = 8, 20, 6
-CITIES = ("Oslo", "Rome", "Lima")
-# What data frames write for users who are not known.
-NAMES = [*(f"u-{user}" for user in range(USERS - 1)), "None"]
-
-
-def write_log(folder):
-  """Random events with string ids, ratings and the users' cities."""
-  rng = np.random.default_rng(0)
-  lines = ["user_id,item_id,timestamp_ms,rating"]
-  for user in range(USERS):
-    # Every item has events, so that all are in the catalogue.
-    items = (rng.permutation(ITEMS)[:EVENTS] + 3 * user) % ITEMS
-    times = 10**12 + np.cumsum(2 ** rng.integers(1, 30, EVENTS))
-    for time, item in zip(times, items):
-      lines.append(f"{NAMES[user]},it_{item},{time},{rng.integers(1, 6)}")
-  (folder / "events.csv").write_text("\n".join(lines) + "\n")
-  lines = ["item_id,title"]
-  lines += [f"it_{i},{f'Thing {i}' if i else ''}" for i in range(ITEMS)]
-  (folder / "items.csv").write_text("\n".join(lines) + "\n")
-  lines = ["user_id,city"]
-  lines += [f"{NAMES[user]},{CITIES[user % 3]}" for user in range(USERS)]
-  (folder / "users.csv").write_text("\n".join(lines) + "\n")
-
-
-def config_of(folder, name):
-  c = config_lib.Config(name=name)
-  c.prepare.dataset = "tables"
-  for kind in ("events", "items", "users"):
-    setattr(c.prepare, kind, str(folder / f"{kind}.csv"))
-  c.prepare.num_shards = 2
-  c.pipeline.max_history = 4
-  c.tokenizer.vectors = "collaborative"
-  c.tokenizer.num_codes, c.tokenizer.num_levels = 5, 2
-  c.tokenizer.vector_size = 4
-  if name == "sasrec":
-    c.model = model_configs.SASRecConfig()
-  else:
-    c.model.sid_embed_dim = c.model.feature_embed_dim = 4
-    c.model.num_kv_heads = 2
-  c.model.d_model, c.model.num_heads, c.model.d_ff = 8, 2, 8
-  c.model.num_layers = 1
-  return c
+from tests.inference import random_runs
+from tests.inference.random_runs import ITEMS
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("recommender")
-  write_log(folder)
-  for name in ("lazy_decoder", "sasrec"):
-    config = config_of(folder, name)
-    system = workflow.assembled(config, folder)
-    prepared, sids = system.prepared, system.semantic_ids
-    batch = rows_lib.request_batch(
-      [], list(rows_lib.feature_sizes(prepared)), config.pipeline, 1
-    )
-    params = jax.jit(
-      lambda key, batch, catalogue, model=system.model: nn.unbox(
-        model.init(key, batch, catalogue)["params"]
-      )
-    )(jax.random.key(1), batch, system.catalogue)
-    # Small weights make near ties; the ranking must not hang on rounding.
-    params = jax.tree.map(lambda p: 3 * p, params)
-    run = assemble.run_directory(folder, name)
-    files.write_json(
-      run / "config.json",
-      {
-        "config": config_lib.to_dict(config),
-        "prepared": prepared.manifest["fingerprint"],
-        "semantic_ids": sids.fingerprint if sids else "",
-      },
-    )
-    checkpoint.save_best(run, 1, params)
+  random_runs.write(folder)
   return folder
 
 
@@ -162,11 +96,21 @@ def ranking(workdir, recommender, rows, city):
   return dict(zip(names, np.asarray(scores).tolist()))
 
 
-@pytest.mark.parametrize("name", ["lazy_decoder", "sasrec"])
-def test_a_stored_user_gets_the_models_ranking(workdir, recommenders, name):
-  recommender = recommenders[name]
+@pytest.fixture(scope="module")
+def scored(workdir, recommenders):
+  """Name of a run → `ranking` for the user u-4."""
   rows = events_of(workdir, "u-4")
-  scores = ranking(workdir, recommender, rows, "Rome")
+  return functools.cache(
+    lambda name: ranking(workdir, recommenders[name], rows, "Rome")
+  )
+
+
+@pytest.mark.parametrize("name", ["lazy_decoder", "sasrec"])
+def test_a_stored_user_gets_the_models_ranking(
+  workdir, recommenders, scored, name
+):
+  recommender, scores = recommenders[name], scored(name)
+  rows = events_of(workdir, "u-4")
   seen = {row["item_id"] for row in rows}
   assert recommender.history("u-4") == [row["item_id"] for row in rows]
   for filter_seen in (True, False):
@@ -216,12 +160,11 @@ def test_every_way_to_say_the_same_gives_the_same(workdir, recommenders, name):
 
 
 def test_a_beam_full_of_seen_items_still_gives_a_full_list(
-  workdir, recommenders
+  workdir, recommenders, scored
 ):
   """As many beams as items wanted: every seen item in it costs a place."""
-  recommender, rows = recommenders["lazy_decoder"], events_of(workdir, "u-4")
-  scores = ranking(workdir, recommender, rows, "Rome")
-  seen = {row["item_id"] for row in rows}
+  recommender, scores = recommenders["lazy_decoder"], scored("lazy_decoder")
+  seen = {row["item_id"] for row in events_of(workdir, "u-4")}
   width = ITEMS - len(seen)
   in_beam = recommender.recommend(
     [Request(user="u-4")], k=width, beam_width=width, filter_seen=False
