@@ -1,6 +1,7 @@
 """Rules, meshes, golden shardings, and what the compiler makes of them."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -53,6 +54,13 @@ MODELS = {
   "session_reward": lambda: tiny.session_reward(num_layers=1),
   "p_score": lambda: tiny.p_score(num_layers=1),
 }
+
+
+@functools.cache
+def shapes_of(name):
+  """Shapes of a model's parameters with the names of their axes."""
+  model = MODELS[name]()
+  return state.abstract_params(model, tiny.batch_of(model), tiny.catalogue())
 
 
 @pytest.fixture(scope="module")
@@ -161,9 +169,7 @@ def test_shards():
 @pytest.mark.parametrize("name", MODELS)
 def test_golden_shardings(mesh, name):
   """Every parameter's place on a mesh of 2 × 2 × 1 × 2."""
-  model = MODELS[name]()
-  shapes = state.abstract_params(model, tiny.batch_of(model), tiny.catalogue())
-  shardings = partitioning.tree_shardings(shapes, mesh)
+  shardings = partitioning.tree_shardings(shapes_of(name), mesh)
   found = {
     "/".join(key.key for key in path): json.loads(json.dumps([*sharding.spec]))
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)
@@ -182,10 +188,8 @@ def test_golden_shardings(mesh, name):
 
 def test_large_parameters_are_never_replicated(mesh):
   """All matrices but lookup tables of codes and features lie in pieces."""
-  for name, make in MODELS.items():
-    batch = tiny.batch_of(make())
-    shapes = state.abstract_params(make(), batch, tiny.catalogue())
-    shardings = partitioning.tree_shardings(shapes, mesh)
+  for name in MODELS:
+    shardings = partitioning.tree_shardings(shapes_of(name), mesh)
     for path, sharding in jax.tree_util.tree_leaves_with_path(shardings):
       key = jax.tree_util.keystr(path)
       if "kernel" in key and "router" not in key:
@@ -276,17 +280,17 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
     return model.apply({"params": params}, batch, catalogue, rngs=rngs)
 
   expected = jax.jit(forward)(params, batch, catalogue)
-  shapes = state.abstract_params(model, batch, catalogue)
   whole = partitioning.replicated(mesh)
   places = (
-    partitioning.tree_shardings(shapes, mesh),
+    partitioning.tree_shardings(shapes_of(name), mesh),
     partitioning.batch_sharding(mesh),
     whole,
   )
   with jax.set_mesh(mesh):
     run = jax.jit(forward, in_shardings=places, out_shardings=places[1])
-    text = run.lower(params, batch, catalogue).as_text()
-    found = run(*jax.device_put((params, batch, catalogue), places))
+    lowered = run.lower(params, batch, catalogue)
+    given = jax.device_put((params, batch, catalogue), places)
+    found = lowered.compile()(*given)
   # Keys, values of their own and every block; every block, that of the context
   # too; SASRec: the states, two towers: the users; reward models: candidates
   # and every block.
@@ -296,7 +300,7 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
     "pathways": 2, "pathways_experts": 2, "session_reward": 3, "p_score": 2,
     "two_tower": 1,
   }  # fmt: skip
-  assert text.count("sharding_constraint") == constraints[name]
+  assert lowered.as_text().count("sharding_constraint") == constraints[name]
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4),
     found,
