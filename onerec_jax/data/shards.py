@@ -343,13 +343,12 @@ class PreparedData:
     return pq.read_table(self.directory / ITEMS)
 
   def with_items(self, items: pa.Table) -> "PreparedData":
-    """The same users over this item table, which goes on where theirs ends.
+    """The same users over an item table that goes on after theirs.
 
-    For this process: what is sent to another has the table on disk.
+    In this process alone: pickled, it has the table on disk.
     """
-    found = PreparedData(
-      self.directory, self.manifest | {"num_items": items.num_rows}
-    )
+    manifest = self.manifest | {"num_items": items.num_rows}
+    found = PreparedData(self.directory, manifest)
     found.items, found.snapshots = items, self.snapshots
     return found
 
