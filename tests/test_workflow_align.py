@@ -4,7 +4,6 @@ import copy
 import dataclasses
 import functools
 import shutil
-import time
 
 import jax
 import numpy as np
@@ -15,44 +14,13 @@ from onerec_jax import files, partitioning, runs, workflow, workflow_align
 from onerec_jax.alignment import checks, rewards
 from onerec_jax.inference import assemble
 from onerec_jax.scaling import sweep
-from onerec_jax.training import metrics_writer, state
+from onerec_jax.training import metrics_writer
 from tests import tiny, worlds
-from tests.training.test_loop import _arrays
+from tests.training.test_loop import _arrays, _KilledError
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
 START = "tiny"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def shared_programs():
-  """All runs here have one model: it is made and validated by one program."""
-
-  def kept(make):
-    made = {}
-
-    def get(system, mesh):
-      key = system.model, system.config.evaluation.beam_width
-      if key not in made:
-        made[key] = make(system, mesh)
-      return made[key]
-
-    return get
-
-  fresh, made = state.create, {}
-
-  def create(model, *given):
-    if model not in made:
-      first, *places = fresh(model, *given)
-      made[model] = jax.device_get(first), *places
-    first, shardings, shapes = made[model]
-    return jax.device_put(first, shardings), shardings, shapes
-
-  with pytest.MonkeyPatch.context() as patch:
-    for name in ("_retriever", "_held_out_loss"):
-      patch.setattr(workflow, name, kept(getattr(workflow, name)))
-    patch.setattr(state, "create", create)
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -90,39 +58,13 @@ def best(system, folder, name):
 equal = functools.partial(jax.tree.map, np.testing.assert_array_equal)
 
 
-def _await(path):
-  """Checkpoints are written in the background."""
-  until = time.monotonic() + 60
-  while not path.exists():
-    assert time.monotonic() < until
-    time.sleep(0.05)
-
-
 @pytest.mark.slow
 def test_an_aligned_run_is_a_run_and_resumes_bit_equal(
-  trained, monkeypatch, capsys, tmp_path
+  trained, monkeypatch, capsys
 ):
-  """Killed in its second validation, step 5; its last checkpoint is step 3.
-
-  What a killed process leaves is a copy of its files at that time.
-  """
-  _, folder, _ = trained
+  """Cut in its second validation, step 5; its last checkpoint is step 3."""
+  _, folder, system = trained
   config, of_run = aligned(trained, "aligned")
-  validator, calls, killed = workflow.validator, [], tmp_path / "killed"
-
-  def watched(*given):
-    validate = validator(*given)
-
-    def watch(params):
-      calls.append(1)
-      if len(calls) == 2:
-        _await(folder / "models" / "aligned" / "checkpoints" / "3")
-        shutil.copytree(folder, killed)
-      return validate(params)
-
-    return watch
-
-  monkeypatch.setattr(workflow, "validator", watched)
   workflow_align.align(config, folder, of_run)
   whole = folder / "models" / "aligned"
   records = metrics_writer.read(whole / "metrics.jsonl")
@@ -143,10 +85,26 @@ def test_an_aligned_run_is_a_run_and_resumes_bit_equal(
   found = workflow.evaluate(folder, "aligned")
   assert found.metrics["queries"] == 40
 
-  workflow_align.align(config, killed, of_run)
-  # 0, 5, 10 and then 5, 10: the start is not asked again.
-  assert len(calls) == 5
-  cut = killed / "models" / "aligned"
+  config, of_run = aligned(trained, "cut")
+  validator, calls = workflow.validator, []
+
+  def cutting(*given):
+    validate = validator(*given)
+
+    def cut(params):
+      calls.append(1)
+      if len(calls) == 2:
+        raise _KilledError
+      return validate(params)
+
+    return cut
+
+  monkeypatch.setattr(workflow, "validator", cutting)
+  with pytest.raises(_KilledError):
+    workflow_align.align(config, folder, of_run)
+  workflow_align.align(config, folder, of_run)
+  cut = folder / "models" / "cut"
+  assert len(calls) == 4  # 0, 5 and then 5, 10: the start is not asked again
   equal(_arrays(cut, 10), _arrays(whole, 10))
   lines = lambda run: [
     (r["step"], r["kind"], r.get("loss"), r.get("kl"), r.get("ndcg@10"))
