@@ -39,8 +39,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Of the moments.")
 _STEPS = flags.DEFINE_integer("steps", 200, "Training steps of a run.")
 _OUTPUT = flags.DEFINE_string("output", None, "JSON record; default: none.")
 
-_PROCESSES, DEVICES = 2, 2
-WHOLE, _KILLED = "whole", "killed"
+_PROCESSES, _DEVICES = 2, 2
+_WHOLE, _KILLED = "whole", "killed"
 _VICTIMS = {"both": (0, 1), "first": (0,), "second": (1,)}
 _GRACE_S = 2.0
 _PATIENCE_S = 300.0
@@ -54,8 +54,7 @@ _STARTING = 0.25
 """Share of the kills that fall into a start, not into the steps."""
 
 
-def config(name: str, steps: int) -> config_lib.Config:
-  """Of the run that is killed, or of the undisturbed one: `WHOLE`."""
+def _config(name: str, steps: int) -> config_lib.Config:
   c = config_lib.Config(name=name)
   c.prepare.dataset, c.prepare.where = "simulator", "click = 1"
   world = c.prepare.simulation
@@ -71,16 +70,16 @@ def config(name: str, steps: int) -> config_lib.Config:
   c.training.checkpoint_every = 3
   c.training.validate_every = max(1, steps // 2)
   # What checkpoints are compared with, and as few as may be.
-  c.training.keep_checkpoints = steps if name == WHOLE else 2
+  c.training.keep_checkpoints = steps if name == _WHOLE else 2
   c.evaluation.beam_width, c.evaluation.batch_size = 10, 16
   return c
 
 
 def work(address: str, rank: str, workdir: str, name: str, steps: str) -> None:
   """One of the processes."""
-  jax.config.update("jax_num_cpu_devices", DEVICES)
+  jax.config.update("jax_num_cpu_devices", _DEVICES)
   jax.distributed.initialize(address, _PROCESSES, int(rank))
-  workflow.train(config(name, int(steps)), workdir)
+  workflow.train(_config(name, int(steps)), workdir)
 
 
 _PROGRAM = "import sys; from benchmarks import kill_resume as program; \
@@ -219,11 +218,7 @@ def _check(whole: pathlib.Path, killed: pathlib.Path) -> dict[str, Any]:
 
 
 def measure(
-  workdir: pathlib.Path,
-  kills: int,
-  seed: int,
-  steps: int,
-  start_s: float | None = None,
+  workdir: pathlib.Path, kills: int, seed: int, steps: int
 ) -> dict[str, Any]:
   """Trains undisturbed and disturbed, and compares.
 
@@ -232,8 +227,6 @@ def measure(
     kills: how often to kill.
     seed: of the moments.
     steps: of a run; checkpoints fall on every third.
-    start_s: how long a start takes, if `workdir` holds the undisturbed run
-      already; None: it does not.
 
   Returns:
     What was done, kill by kill, and whether all was equal.
@@ -243,12 +236,10 @@ def measure(
   """
   rng = np.random.default_rng(seed)
   clock = time.monotonic()
-  whole = workdir / "models" / WHOLE
-  if start_s is None:
-    run = _Run(workdir, WHOLE, steps)
-    run.wait_for(1)
-    start_s = time.monotonic() - clock
-    run.finish()
+  whole = _Run(workdir, _WHOLE, steps)
+  whole.wait_for(1)
+  start_s = time.monotonic() - clock
+  whole.finish()
   rows = []
   points = np.sort(rng.integers(1, max(2, steps - 10), kills)).tolist()
   for step in points:
@@ -263,16 +254,16 @@ def measure(
     run.kill(who)
     row = {"killed": who, "in": "start" if starting else "steps"}
     row["resumed_at"] = run.resumed_at()
-    rows.append(row | _check(whole, run.folder))
+    rows.append(row | _check(whole.folder, run.folder))
   run = _Run(workdir, _KILLED, steps)
   run.finish()
-  end = {"resumed_at": run.resumed_at(), **_check(whole, run.folder)}
-  best = [files.read_json(r / "best.json") for r in (whole, run.folder)]
+  end = {"resumed_at": run.resumed_at(), **_check(whole.folder, run.folder)}
+  best = [files.read_json(r.folder / "best.json") for r in (whole, run)]
   place = pathlib.Path("best") / str(best[0]["step"])
   end["equal"] &= best[0] == best[1]
-  end["equal"] &= _same_arrays(whole / place, run.folder / place)
+  end["equal"] &= _same_arrays(whole.folder / place, run.folder / place)
   return {
-    "processes": _PROCESSES, "devices_of_each": DEVICES, "steps": steps,
+    "processes": _PROCESSES, "devices_of_each": _DEVICES, "steps": steps,
     "seed": seed, "kills": rows, "end": end,
     "equal": end["equal"] and all(row["equal"] for row in rows),
     "seconds": time.monotonic() - clock,

@@ -1,7 +1,6 @@
 """Several processes with real collectives, and other numbers of them after."""
 
 import asyncio
-import contextlib
 import os
 import pathlib
 import shutil
@@ -16,9 +15,10 @@ import pytest
 from orbax.checkpoint._src.path import async_path
 
 from benchmarks import kill_resume
-from onerec_jax import checkpoint, files, partitioning, workflow
+from onerec_jax import checkpoint, model_configs, partitioning, workflow
 from onerec_jax.evaluation.result import Evaluation
 from onerec_jax.training import loop, metrics_writer
+from tests import worlds
 
 pytestmark = pytest.mark.slow
 # Rows and randomness are the same ones; the collectives of several processes
@@ -26,48 +26,43 @@ pytestmark = pytest.mark.slow
 # rows, or other dropout, would differ in the third digit.
 TOLERANCE = 1e-5
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS, CUT = 18, 15
-NAME = kill_resume.WHOLE
 _PROGRAM = """
 import pathlib, sys, jax
-from benchmarks import kill_resume
-jax.config.update("jax_num_cpu_devices", kill_resume.DEVICES)
-address, rank, folder, run, *names = sys.argv[1:]
+jax.config.update("jax_num_cpu_devices", 4)
+address, rank, folder, steps, *names = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(rank))
-assert jax.device_count() == 4
+assert jax.device_count() == 8
 from onerec_jax import config, partitioning, workflow
 from tests.integration import test_distributed
 test_distributed.look_late(int(rank))
-for mesh in (config.MeshConfig(), config.MeshConfig(data=1, tensor=4)):
+for mesh in (config.MeshConfig(), config.MeshConfig(data=1, tensor=8)):
   rows = partitioning.local_rows(partitioning.make_mesh(mesh), 16)
   print("rows", *rows.tolist())
 folder = pathlib.Path(folder)
 for name in names:
-  workflow.train(getattr(test_distributed, run)(), folder / name)
-found = workflow.evaluate(folder / names[0], test_distributed.NAME)
-print("ndcg", found.metrics["ndcg@10"])
+  workflow.train(test_distributed.config(folder, int(steps)), folder / name)
+found = workflow.evaluate(folder / names[0], "tiny").metrics["ndcg@10"]
+print("ndcg", found)
 """
 
 
-def short():
-  """What kill_resume compares with: trained here, it need not do so again."""
-  return kill_resume.config(NAME, STEPS)
-
-
-def long(fsdp=1):
-  """Long enough to be stopped in the middle."""
-  c = kill_resume.config(NAME, steps=100)
-  c.mesh.fsdp, c.training.checkpoint_every = fsdp, 0
+def config(folder, steps=6, fsdp=1):
+  c = worlds.config(folder)
+  c.mesh.fsdp = fsdp
+  c.model = model_configs.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
+  c.training.num_steps = steps
+  c.training.log_every, c.training.validate_every = 1, steps // 2
+  c.training.checkpoint_every = 0
   return c
 
 
 def losses(folder):
-  lines = metrics_writer.read(folder / f"models/{NAME}/metrics.jsonl")
+  lines = metrics_writer.read(folder / "models/tiny/metrics.jsonl")
   return {(r["step"], r["kind"]): r["loss"] for r in lines}
 
 
-def start(folder, run, *names):
-  """Two processes of two devices each that train such runs in directories."""
+def start(folder, steps, *names):
+  """Two processes of four devices each that train in these directories."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -81,8 +76,8 @@ def start(folder, run, *names):
   return [
     subprocess.Popen(
       [
-        sys.executable, "-c", _PROGRAM, address, str(rank), str(folder), run,
-        *names,
+        sys.executable, "-c", _PROGRAM, address, str(rank), str(folder),
+        str(steps), *names,
       ],
       env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
       text=True,
@@ -124,41 +119,23 @@ def look_late(rank):
 
 
 def cut(workdir, copy):
-  """Copies a run, as it was before its last steps."""
+  """Copies a run of six steps, as it was after three."""
   shutil.copytree(workdir, copy)
-  run = copy / "models" / NAME
-  for step in checkpoint.steps(run / "checkpoints"):
-    if step > CUT:
-      shutil.rmtree(run / "checkpoints" / str(step))
-  assert checkpoint.steps(run / "checkpoints")[-1] == CUT
-  # So that the resumed run replaces it (look_late).
-  assert files.read_json(run / "best.json")["step"] == STEPS
+  run = copy / "models/tiny"
+  assert checkpoint.steps(run / "checkpoints") == [3, 6]
+  shutil.rmtree(run / "checkpoints" / "6")
   (run / "finished.json").unlink()
-
-
-@contextlib.contextmanager
-def on(devices):
-  """Meshes of fewer devices than there are."""
-  make_mesh = partitioning.make_mesh
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(
-      partitioning,
-      "make_mesh",
-      lambda config: make_mesh(config, jax.devices()[:devices]),
-    )
-    yield
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
   """(folder, what each process printed): `one` was trained by one process of
-  four devices, `two` by two of two, `one_cut` first so and then so."""
-  folder = tmp_path_factory.mktemp("trained")
-  with on(4):
-    workflow.train(short(), folder / "one")
-    workflow.evaluate(folder / "one", NAME)
+  eight devices, `two` by two of four, `one_cut` first so and then so."""
+  folder = worlds.write_csv(tmp_path_factory.mktemp("trained"))
+  workflow.train(config(folder), folder / "one")
+  workflow.evaluate(folder / "one", "tiny")
   cut(folder / "one", folder / "one_cut")
-  processes = start(folder, "short", "two", "one_cut")
+  processes = start(folder, 6, "two", "one_cut")
   try:
     shown = finish(processes, seconds=240)
   finally:
@@ -175,11 +152,11 @@ def test_two_processes_train_what_one_does(trained):
   assert "unchanged, skipped" in shown[1][1]
   assert shown[0][0].split("ndcg")[1:] == shown[1][0].split("ndcg")[1:]
   found = losses(folder / "two")
-  assert len(found) == STEPS + 2
+  assert len(found) == 8
   assert found == pytest.approx(losses(folder / "one"), rel=TOLERANCE)
-  metrics = Evaluation.load(folder / "two", NAME, "test").metrics
-  expected = Evaluation.load(folder / "one", NAME, "test").metrics
-  assert metrics["queries"] == expected["queries"] > 40
+  metrics = Evaluation.load(folder / "two", "tiny", "test").metrics
+  expected = Evaluation.load(folder / "one", "tiny", "test").metrics
+  assert metrics["queries"] == expected["queries"] == 40
   assert metrics == pytest.approx(expected, abs=1e-3)
 
 
@@ -196,23 +173,27 @@ def test_each_process_reads_the_rows_that_its_devices_hold(trained):
 
 def test_a_run_of_one_process_goes_on_with_two(trained):
   folder, shown = trained
-  assert f"resumed at step {CUT}" in shown[0][1]
+  assert "resumed at step 3" in shown[0][1]
   found = losses(folder / "one_cut")
-  assert len(found) == STEPS + 2
+  assert len(found) == 8
   assert found == pytest.approx(losses(folder / "one"), rel=TOLERANCE)
 
 
-@pytest.mark.parametrize("devices", [4, 2])
+@pytest.mark.parametrize("devices", [8, 4])
 def test_a_run_of_two_processes_goes_on_with_one(
-  trained, devices, tmp_path, capsys
+  trained, devices, tmp_path, monkeypatch, capsys
 ):
   """On the same mesh, and on half the devices."""
   folder, _ = trained
+  make_mesh = partitioning.make_mesh
+  monkeypatch.setattr(
+    partitioning, "make_mesh",
+    lambda config: make_mesh(config, jax.devices()[:devices]),
+  )  # fmt: skip
   cut(folder / "two", tmp_path / "cut")
-  with on(devices):
-    workflow.train(short(), tmp_path / "cut")
+  workflow.train(config(folder), tmp_path / "cut")
   said = capsys.readouterr().err
-  assert f"on {devices} × cpu, resumed at step {CUT}" in said
+  assert f"on {devices} × cpu, resumed at step 3" in said
   found, expected = losses(tmp_path / "cut"), losses(folder / "two")
   assert found == pytest.approx(expected, rel=TOLERANCE)
 
@@ -220,10 +201,11 @@ def test_a_run_of_two_processes_goes_on_with_one(
 def test_a_preemption_of_one_stops_both_and_another_mesh_goes_on(
   tmp_path, capsys
 ):
-  steps = long().training.num_steps
-  processes = start(tmp_path, "long", "run")
+  worlds.write_csv(tmp_path)
+  steps = 200
+  processes = start(tmp_path, steps, "run")
   try:
-    log = tmp_path / f"run/models/{NAME}/metrics.jsonl"
+    log = tmp_path / "run/models/tiny/metrics.jsonl"
     while not (log.exists() and log.read_text().count("\n") >= 3):
       assert all(p.poll() is None for p in processes), "ended too soon"
       time.sleep(0.01)
@@ -233,23 +215,18 @@ def test_a_preemption_of_one_stops_both_and_another_mesh_goes_on(
     for process in processes:
       process.kill()
   assert [p.returncode for p in processes] == [loop.PREEMPTED] * 2, shown
-  run = tmp_path / "run/models" / NAME
-  (saved,) = checkpoint.steps(run / "checkpoints")
+  (saved,) = checkpoint.steps(tmp_path / "run/models/tiny/checkpoints")
   assert 3 <= saved < steps
-  with on(4):
-    workflow.train(long(fsdp=2), tmp_path / "run")
+  workflow.train(config(tmp_path, steps, fsdp=2), tmp_path / "run")
   assert f"resumed at step {saved}" in capsys.readouterr().err
   trained = [step for step, kind in losses(tmp_path / "run") if kind == "train"]
   assert trained == list(range(1, steps + 1))
 
 
-def test_killed_processes_resume_bit_equal(trained):
+def test_killed_processes_resume_bit_equal(tmp_path):
   """kill -9 to one process, then to both; more: benchmarks/kill_resume.py."""
-  folder, _ = trained
-  # By this seed the first process dies after step 5 and both after step 7.
-  record = kill_resume.measure(
-    folder / "two", kills=2, seed=463, steps=STEPS, start_s=0.0
-  )
+  # By this seed the first process dies after step 8 and both after step 12.
+  record = kill_resume.measure(tmp_path, kills=2, seed=205, steps=24)
   first, second = record["kills"]
   assert (first["killed"], second["killed"]) == ("first", "both")
   for kill in (first, second):
