@@ -238,8 +238,8 @@ def fit_each(
 
 def _check_bounded(resampled, level):
   """Refuses constants whose intervals would have no end."""
-  unbounded = ~np.isfinite(resampled).all(axis=1)
-  if unbounded.mean() > (1 - level) / 2:
+  unbounded = ~np.isfinite(resampled).all(axis=-1)
+  if unbounded.sum() > (1 - level) / 2 * len(resampled):
     raise ValueError(
       f"in {unbounded.sum()} of {len(resampled)} resamples the constants grow "
       "beyond all numbers, as where the loss falls in one step and is flat "
