@@ -100,7 +100,7 @@ def feedback_by_hand(tokens, advantage):
   return jnp.mean(-p / denominator * advantage[..., None], axis=-1)
 
 
-def agree(model, config, group, streams, catalogue, index, by_hand):
+def assert_agree(model, config, group, streams, catalogue, index, by_hand):
   """The learner's gradient of the mean loss is the reference's.
 
   Args:
@@ -174,7 +174,7 @@ def test_the_gradient_of_three_streams_by_hand():
       0.7 * (preferred + 1.5 * legal) + 0.3 * of_feedback.sum() / shown.sum()
     )
 
-  agree(
+  assert_agree(
     model, config, group.replace(format=judged), {"advantages": advantages},
     catalogue, index, by_hand,
   )  # fmt: skip
@@ -200,7 +200,7 @@ def test_the_gradient_of_pairs_of_sessions_by_hand():
     right = ratio[:, 0] / (ratio[:, 0] + ratio[:, 1])
     return 0.7 * jnp.mean(usable * -jnp.log(right))
 
-  agree(model, config, group, {}, catalogue, index, by_hand)
+  assert_agree(model, config, group, {}, catalogue, index, by_hand)
 
 
 # The whole step.
