@@ -15,6 +15,7 @@ from onerec_jax.data import reuse
 from onerec_jax.inference import assemble
 from onerec_jax.training import loop, metrics_writer
 
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 POPULARITY = "popularity"
 """The baseline's name among those of runs."""
 _RESERVED = (POPULARITY, "cascade", "logging", "oracle", "uniform")
@@ -181,13 +182,26 @@ def say_if_stopped(workdir: files.PathLike, name: str) -> None:
     )
 
 
+def check_name(name: str) -> None:
+  """Refuses a name that programs would read as several, or as another's.
+
+  Raises:
+    ValueError: it is no directory's, or means something else.
+  """
+  if name in _RESERVED or not _NAME.fullmatch(name):
+    raise ValueError(
+      f"config.name={name!r} cannot be a run's: want letters, digits, _ . and "
+      f"-, and none of {', '.join(_RESERVED)}, which name others"
+    )
+
+
 def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
   """Refuses what could not train, before anything is compiled.
 
   Raises:
     ValueError: what does not fit, and what to change.
   """
-  _check_name(config.name)
+  check_name(config.name)
   _check_leak(config)
   _check_sessions(config)
   _check_cutoffs(config, num_items)
@@ -198,16 +212,6 @@ def check(config: config_lib.Config, mesh: Mesh, num_items: int) -> None:
     raise ValueError(
       f"optimizer.clip_norm={config.optimizer.clip_norm} must be above 0, or "
       "no gradient is left; --config.optimizer.clip_norm=inf clips none"
-    )
-
-
-def _check_name(name: str) -> None:
-  """Refuses a name that programs would read as several, or as another's."""
-  if name in _RESERVED or not re.fullmatch(r"[^\s/,+]+", name):
-    raise ValueError(
-      f"name={name!r} cannot be a run's: {', '.join(_RESERVED)} name others, / "
-      "makes folders, and lists of runs are read by commas and plus signs; "
-      "change --config.name"
     )
 
 

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from onerec_jax.data import schema
+
 RawId = str | int | float | np.generic
 
 
 def raw_id(value: RawId) -> str:
   """An id as the data spell it: whole floats as integers (data/columns.py)."""
-  if isinstance(value, float | np.floating) and float(value).is_integer():
-    value = int(value)
+  if isinstance(value, float | np.floating):
+    value = float(value)
+    value = int(value) if value.is_integer() and abs(value) < 2**63 else value
   return str(value)
 
 
@@ -85,10 +88,13 @@ def milliseconds(times: Any, where: str) -> np.ndarray:
       f"{where}, timestamps_ms: {error}; give milliseconds since 1970 or "
       "datetimes, one for each item, oldest first, or leave all of them out"
     ) from error
-  if len(times) and 10**8 <= times.max() < 10**11:
+  told = ""
+  if len(times):
+    told = schema.other_unit(int(times[0]), int(times[-1]))
+  if told:
     warnings.warn(
-      f"{where}, timestamps_ms: all before 1973, which look like seconds and "
-      "are read as milliseconds",
+      f"{where}, timestamps_ms: as milliseconds, which they are read as, that "
+      f"is {told}",
       stacklevel=5,
     )
   return times

@@ -25,7 +25,6 @@ from onerec_jax.inference import assemble
 from onerec_jax.training import loop
 
 FORMAT_VERSION = 1
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,11 +134,10 @@ def expand(spec: str) -> Sweep:
   name = "_".join([pathlib.Path(path).stem, *re.findall(r"[\w.-]+", arg)])
   configs = []
   for run, config in module.get_sweep(arg).items():
-    if not _NAME.fullmatch(run):
-      raise ValueError(
-        f"{spec}: {run!r} cannot be a directory's name; use letters, digits, "
-        "_ . and -"
-      )
+    try:
+      runs.check_name(run)
+    except ValueError as error:
+      raise ValueError(f"{spec}: {error}") from error
     configs.append(changed(config, {"name": run}))
   if not configs:
     raise ValueError(f"{spec}: get_sweep returned no run")

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from onerec_jax import checkpoint, files, model_configs, workflow
+from onerec_jax import checkpoint, files, model_configs, runs, workflow
 from onerec_jax import config as config_lib
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble
@@ -57,21 +57,17 @@ def write(folder):
   """Both runs and their data."""
   write_log(folder)
   for name in ("lazy_decoder", "sasrec"):
-    config = config_of(folder, name)
-    system = workflow.assembled(config, folder)
-    prepared, sids = system.prepared, system.semantic_ids
-    batch = rows_lib.request_batch(
-      [], list(rows_lib.feature_sizes(prepared)), config.pipeline, 1
-    )
-    # Large ones: the ranking must not hang on rounding, as near ties would.
-    params = tiny.random_params(system.model, batch, system.catalogue, 1)
-    run = assemble.run_directory(folder, name)
-    files.write_json(
-      run / "config.json",
-      {
-        "config": config_lib.to_dict(config),
-        "prepared": prepared.manifest["fingerprint"],
-        "semantic_ids": sids.fingerprint if sids else "",
-      },
-    )
-    checkpoint.save_best(run, 1, params)
+    write_run(config_of(folder, name), folder)
+
+
+def write_run(config, workdir):
+  """A run as if it had been trained: (its system, its parameters)."""
+  system = workflow.assembled(config, workdir)
+  features = list(rows_lib.feature_sizes(system.prepared))
+  batch = rows_lib.request_batch([], features, config.pipeline, 1)
+  # Large ones: the ranking must not hang on rounding, as near ties would.
+  params = tiny.random_params(system.model, batch, system.catalogue, 1)
+  run = assemble.run_directory(workdir, config.name)
+  files.write_json(run / "config.json", runs.record(system, workdir))
+  checkpoint.save_best(run, 1, params)
+  return system, params

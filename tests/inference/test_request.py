@@ -1,8 +1,10 @@
 """What may be asked, before any model is."""
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from onerec_jax.data import columns
 from onerec_jax.inference import request
 from onerec_jax.inference.request import Request
 
@@ -15,15 +17,13 @@ def test_a_text_is_not_a_list_of_its_letters(name, text):
 
 
 @pytest.mark.parametrize(
-  ("value", "spelt"),
-  [
-    (7, "7"), ("7", "7"), (7.0, "7"), (np.float32(7), "7"), (-3.0, "-3"),
-    ("7.0", "7.0"), (7.5, "7.5"), (2.0**70, str(2**70)), (np.int64(7), "7"),
-  ],
-)  # fmt: skip
-def test_whole_floats_are_the_ids_they_were(value, spelt):
+  "value",
+  [7, "7", 7.0, np.float32(7), -3.0, "7.0", 7.5, 2.0**62, 2.0**70, np.int64(7)],
+)
+def test_ids_are_spelt_as_a_column_of_them(value):
   """Data frames make floats of integers where one is missing."""
-  assert request.raw_id(value) == spelt
+  column = columns.convert(pa.array([value]), columns.Column("id"), "item_id")
+  assert request.raw_id(value) == column[0][0].as_py()
 
 
 def test_times_are_milliseconds_of_any_datetime():
@@ -39,7 +39,11 @@ def test_times_out_of_order_are_refused():
     request.milliseconds([1_700_000_000_000, 1_600_000_000_000], "request 3")
 
 
-def test_seconds_are_told_and_read_as_they_are_given():
-  with pytest.warns(UserWarning, match="request 3.*look like seconds"):
-    found = request.milliseconds([1_700_000_000, 1_700_003_600], "request 3")
-  assert found.tolist() == [1_700_000_000, 1_700_003_600]
+@pytest.mark.parametrize(
+  ("unit", "scale"), [("seconds", 1), ("microseconds", 10**6)]
+)
+def test_other_units_are_told_and_read_as_they_are_given(unit, scale):
+  times = [1_700_000_000 * scale, 1_700_003_600 * scale]
+  with pytest.warns(UserWarning, match=f"request 3.*look like {unit}"):
+    found = request.milliseconds(times, "request 3")
+  assert found.tolist() == times

@@ -6,20 +6,18 @@ The weights are random: nothing here depends on what was learned.
 import csv
 import dataclasses
 
-import jax
 import numpy as np
 import pyarrow as pa
 import pytest
-from flax import linen as nn
 from flax import traverse_util
 
-from onerec_jax import checkpoint, files, partitioning, semantic_ids, workflow
 from onerec_jax import config as config_lib
+from onerec_jax import partitioning, semantic_ids
 from onerec_jax.data import prepare, shards
-from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import assemble
 from onerec_jax.inference.recommender import Recommender, Request
 from onerec_jax.tokenizer import new_items, tokenize
+from tests.inference import random_runs
 
 KNOWN, NEW = 30, {"n1": ("a", 3.0), "n2": ("c", 900.0), "n3": ("other", None)}
 NAME = "lazy_decoder"
@@ -69,36 +67,12 @@ def write_log(folder, *new):
     csv.writer(file).writerows([names, *rows])
 
 
-def random_weights(system):
-  batch = rows_lib.request_batch(
-    [], list(rows_lib.feature_sizes(system.prepared)), system.config.pipeline, 1
-  )
-  params = jax.jit(
-    lambda key, *given: nn.unbox(system.model.init(key, *given)["params"])
-  )(jax.random.key(1), batch, system.catalogue)
-  # Small weights make near ties; the ranking must not hang on rounding.
-  return jax.tree.map(lambda p: 4 * p, params)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   """(a work directory with a run, its system, its parameters)."""
   folder = tmp_path_factory.mktemp("run")
   write_log(folder)
-  config = config_of(folder)
-  system = workflow.assembled(config, folder)
-  directory = assemble.run_directory(folder, NAME)
-  files.write_json(
-    directory / "config.json",
-    {
-      "config": config_lib.to_dict(config),
-      "prepared": system.prepared.manifest["fingerprint"],
-      "semantic_ids": system.semantic_ids.fingerprint,
-    },
-  )
-  params = random_weights(system)
-  checkpoint.save_best(directory, 1, params)
-  return folder, system, params
+  return folder, *random_runs.write_run(config_of(folder), folder)
 
 
 @pytest.fixture(scope="module")
