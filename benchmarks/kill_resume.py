@@ -30,6 +30,7 @@ import rich.table
 from absl import app, flags, logging
 from orbax.checkpoint import v1 as ocp
 
+from benchmarks import xla_flags
 from onerec_jax import checkpoint, files, model_configs, workflow
 from onerec_jax import config as config_lib
 from onerec_jax.training import metrics_writer
@@ -45,11 +46,6 @@ _VICTIMS = {"both": (0, 1), "first": (0,), "second": (1,)}
 _GRACE_S = 2.0
 _PATIENCE_S = 300.0
 """After so long without an end, a start has failed."""
-XLA_FLAGS = (
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1"
-)
-"""Half the time to compile; every start is one."""
 _STARTING = 0.25
 """Share of the kills that fall into a start, not into the steps."""
 
@@ -100,7 +96,7 @@ class _Run:
     environment = dict(
       os.environ,
       JAX_PLATFORMS="cpu",
-      XLA_FLAGS=XLA_FLAGS,
+      XLA_FLAGS=xla_flags.QUICK_TO_COMPILE,
       # Only the first process would find its programs in a cache, and the
       # collectives of CPUs wait 30 s for who still compiles.
       JAX_ENABLE_COMPILATION_CACHE="false",

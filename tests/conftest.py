@@ -6,6 +6,8 @@ import pathlib
 import signal
 import tempfile
 
+from benchmarks import xla_flags
+
 # Before jax starts: the mesh of every test is eight CPU devices.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Many tests compile the same step: the processes of one run share a cache.
@@ -14,11 +16,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Most programs of tests take longer to compile than to run.
-os.environ.setdefault(
-  "XLA_FLAGS",
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
-  "--xla_cpu_parallel_codegen_split_count=1",
-)
+os.environ.setdefault("XLA_FLAGS", xla_flags.QUICK_TO_COMPILE)
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

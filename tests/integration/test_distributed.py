@@ -14,7 +14,7 @@ import jax
 import pytest
 from orbax.checkpoint._src.path import async_path
 
-from benchmarks import kill_resume
+from benchmarks import kill_resume, xla_flags
 from onerec_jax import checkpoint, model_configs, partitioning, workflow
 from onerec_jax.evaluation.result import Evaluation
 from onerec_jax.training import loop, metrics_writer
@@ -70,7 +70,7 @@ def start(folder, steps, *names):
   # wait 30 s for it at most.
   environment = dict(
     os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu",
-    JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS=kill_resume.XLA_FLAGS,
+    JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS=xla_flags.QUICK_TO_COMPILE,
     PYTHONFAULTHANDLER="1",
   )  # fmt: skip
   return [
