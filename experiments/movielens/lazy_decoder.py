@@ -16,7 +16,6 @@ def get_config(arg: str = "") -> config_lib.Config:
   c.pipeline.row_positions = c.pipeline.row_targets = 128
   c.pipeline.batch_size = 8
   c.tokenizer.vectors = "fused"
-  c.tokenizer.num_codes = 64
   c.model.num_layers = 1
   c.model.d_model = 64
   c.model.num_heads = c.model.num_kv_heads = 2

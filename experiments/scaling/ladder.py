@@ -70,6 +70,8 @@ def _base(name: str) -> config_lib.Config:
     "evaluation.beam_width": 10,
     "evaluation.validation_users": 5000,
   }
+  if name == "movielens":
+    changes["tokenizer.num_codes"] = 64
   if name == "smoke":
     changes |= {
       "prepare.simulation.num_users": 100,

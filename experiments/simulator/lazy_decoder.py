@@ -9,4 +9,5 @@ def get_config(arg: str = "") -> config_lib.Config:
   c = movielens.get_config()
   c.prepare.dataset = "simulator"
   c.prepare.where = "click = 1"
+  c.tokenizer.num_codes = 64
   return c
