@@ -20,7 +20,9 @@ def get_config(arg: str = "") -> config_lib.Config:
   c.optimizer.learning_rate = 2e-3
   c.optimizer.b2 = 0.98
   c.optimizer.weight_decay = 0.05
-  c.model.context_dropout = 0.1
+  c.pipeline.batch_size = 8
+  c.model.dropout = 0.3
+  c.model.context_dropout = 0.2
   c.training.num_epochs = 20
   c.training.patience = 4
   return c
