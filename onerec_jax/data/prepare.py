@@ -33,6 +33,7 @@ from onerec_jax.data import (
   schema,
   shards,
   splits,
+  time_units,
 )
 from onerec_jax.data import engine as engine_lib
 from onerec_jax.data import manifest as manifest_lib
@@ -234,7 +235,7 @@ class _Preparation:
       (times,) = self.engine.rows(
         "SELECT min(timestamp_ms) AS low, max(timestamp_ms) AS high FROM events"
       ).to_pylist()
-      self._warn(schema.unit_note(**times))
+      self._warn(time_units.unit_note(**times))
 
   def _warn(self, note: str) -> None:
     """Says it now and in the manifest; nothing if empty."""

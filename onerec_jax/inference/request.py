@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onerec_jax.data import schema
+from onerec_jax.data import time_units
 
 RawId = str | int | float | np.generic
 
@@ -90,7 +90,7 @@ def milliseconds(times: Any, where: str) -> np.ndarray:
     ) from error
   told = ""
   if len(times):
-    told = schema.other_unit(int(times[0]), int(times[-1]))
+    told = time_units.other_unit(int(times[0]), int(times[-1]))
   if told:
     warnings.warn(
       f"{where}, timestamps_ms: as milliseconds, which they are read as, that "

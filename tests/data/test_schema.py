@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onerec_jax.data import schema
+from onerec_jax.data import schema, time_units
 
 EVENTS = {
   "user_id": ["a", "b", "a"],
@@ -162,7 +162,7 @@ def test_a_missing_column_is_told_with_the_names_of_the_file():
   ],
 )
 def test_times_of_another_unit(low, high, told):
-  note = schema.unit_note(low, high)
+  note = time_units.unit_note(low, high)
   assert bool(note) == bool(told)
   assert told in note
   assert not told or f"every timestamp_ms lies from {low} to {high}" in note
