@@ -1,11 +1,12 @@
-r"""A training step of the three architectures at equal block parameters.
+r"""A training step of three architectures at equal block parameters.
 
   python -m benchmarks.architectures [--contexts=16] [--output=a.json]
   python -m benchmarks.architectures --models=0.05B,0.5B,1B --dtype=bfloat16 \
     --contexts=512
 
 V2's comparison (arXiv 2508.20900, Tables 1 and 2) in time and memory: lazy
-decoder, encoder-decoder (1 : 1) and naive decoder-only at about 50M block
+decoder, with all key/value heads and (grouped) with a quarter of them, as its
+Table 4, encoder-decoder (1 : 1) and naive decoder-only at about 50M block
 parameters, contexts of 512 positions with 5 targets each, three levels of
 8,192 codes, AdamW included. Times are medians of whole steps; temporaries are
 the compiler's; GFLOP/s count the model's matrix products, beside a matmul of
@@ -37,7 +38,8 @@ _CONTEXTS = flags.DEFINE_integer("contexts", 16, "Rows of a batch.")
 _POSITIONS = flags.DEFINE_integer("positions", 512, "Of a context.")
 _TARGETS = flags.DEFINE_integer("targets", 5, "Of a context.")
 _MODELS = flags.DEFINE_list(
-  "models", ["lazy_decoder", "encoder_decoder", "decoder_only"],
+  "models",
+  ["lazy_decoder", "lazy_decoder_grouped", "encoder_decoder", "decoder_only"],
   "Architectures at about 50M, or sizes, such as 1B.",
 )  # fmt: skip
 _DTYPE = flags.DEFINE_enum(
@@ -60,6 +62,9 @@ CONFIGS = {
   # 18·d²·11 = 51.9M; (16·6 + 20·5)·d² = 51.4M; 16·d²·12 = 50.3M.
   "lazy_decoder": model_configs.LazyDecoderConfig(
     num_layers=11, num_kv_heads=8, **COMMON
+  ),
+  "lazy_decoder_grouped": model_configs.LazyDecoderConfig(
+    num_layers=11, num_kv_heads=2, **COMMON
   ),
   "encoder_decoder": model_configs.EncoderDecoderConfig(
     encoder_layers=6, decoder_layers=5, causal_encoder=False, **COMMON

@@ -69,6 +69,7 @@ def make_model(name: str) -> registry.Model:
   depth = _DEPTH.value
   layers = {
     "lazy_decoder": {"num_layers": depth},
+    "lazy_decoder_grouped": {"num_layers": depth},
     # Equal parameters: 16 · 6 + 20 · 5 against 18 · 11.
     "encoder_decoder": {
       "encoder_layers": depth - depth // 2,
