@@ -15,6 +15,9 @@ item_input what an event is read by (V1 Table 5); item_input_movielens: on
 features   from ids of positive events alone to all pathways, beside the plain
            history, on the simulated world (V1 Table 2;
            experiments/simulator/pathways.py)
+encoder    the lazy decoder and, at its block parameters, encoder-decoders whose
+           encoder sees both ways, as the papers', or backwards only; targets of
+           one request each, on the simulated world (V2 Table 2)
 
 `codebook:3` takes three seeds. A run takes two to three minutes on two cores,
 of item_input five.
@@ -23,8 +26,9 @@ of item_input five.
 from experiments.beauty import item_input as beauty_input
 from experiments.beauty import lazy_decoder
 from experiments.movielens import item_input
-from experiments.simulator import pathways
+from experiments.simulator import pathways, sft
 from onerec_jax import config as config_lib
+from onerec_jax import model_configs
 from onerec_jax.scaling import sweep
 
 _VARIANTS = {
@@ -52,10 +56,30 @@ _VARIANTS = {
 }
 """Study → name of a run → what it changes."""
 
+ENCODERS = ("lazy_decoder", "both_ways", "backwards")
+
+
+def _encoder(arg: str) -> config_lib.Config:
+  """2 · (6·d² + 3·d·F) of the lazy decoder: (4 + 8)·d² + 6·d·F of a pair."""
+  c = sft.get_config("item")
+  if arg == "lazy_decoder":
+    return c
+  shared = (
+    "d_model", "num_heads", "d_ff", "sid_embed_dim", "dropout",
+    "context_dropout",
+  )  # fmt: skip
+  c.model = model_configs.EncoderDecoderConfig(
+    causal_encoder=arg == "backwards",
+    **{name: getattr(c.model, name) for name in shared},
+  )
+  return c
+
+
 _EXPERIMENTS = {
   "features": (pathways.get_config, pathways.PATHWAYS),
   "item_input": (beauty_input.get_config, item_input.INPUTS),
   "item_input_movielens": (item_input.get_config, item_input.INPUTS),
+  "encoder": (_encoder, ENCODERS),
 }
 """Study → an experiment file's configs, and its arguments."""
 

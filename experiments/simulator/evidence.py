@@ -19,7 +19,9 @@ legality   600 steps on free beams without a gate, the objective weighing a
            few steps do it all): ECPO and GRPO without the format reward, ECPO
            with it on K = 5 and 20 random beams, on 20 at 1.5 times its weight,
            and on the 5 most probable
-collapse   ECPO, and with GBPO on feedback, at rates ×1, ×3, ×10
+collapse   ECPO, GBPO on feedback, and both, at rates ×1, ×3, ×10 that decay to
+           zero, as the start's did; GBPO alone three times as heavy as in
+           `items`, where it gains less than imitation at such rates loses
 catalogue  starts, P-Score and ECPO on groups of 32 to 2,048 in a world of
            20,000 items: hours of CPU, in a work directory of its own, since
            its runs are named as those of `items` and `groups`
@@ -171,14 +173,17 @@ def _legality() -> Runs:
 
 
 def _collapse() -> Runs:
+  heavy = {"alignment.feedback_weight": 3.0}
+  variants = {
+    "ecpo": ecpo.get_config("ecpo"),
+    "gbpo": sweep.changed(gbpo.get_config("duration"), heavy),
+    "both": gbpo.get_config("both"),
+  }
+  decaying = {"optimizer.schedule": "cosine"}
   return {
-    f"{name}_x{rate}": _at_rate(get_config(argument), rate)
-    for rate in RATES[1:]
-    for name, get_config, argument in (
-      ("ecpo", ecpo.get_config, "ecpo"),
-      ("gbpo_duration", gbpo.get_config, "duration"),
-      ("gbpo_both", gbpo.get_config, "both"),
-    )
+    f"collapse_{name}_x{rate}": _at_rate(sweep.changed(c, decaying), rate)
+    for rate in RATES
+    for name, c in variants.items()
   }
 
 

@@ -20,7 +20,15 @@ FIELDS = {
     "pipeline.pathways.positive",
     "pipeline.pathways.short",
   },
-}
+  "encoder": {
+    "model.system",
+    # What only one of the two architectures has.
+    "model.num_layers", "model.num_kv_heads", "model.kv_layers",
+    "model.kv_split", "model.scan_layers",
+    "model.encoder_layers", "model.decoder_layers", "model.feed_forward",
+    "model.causal_encoder", "model.moe_encoder",
+  },
+}  # fmt: skip
 
 
 def flat(config):
@@ -40,7 +48,8 @@ def flat(config):
 @pytest.mark.parametrize("study", FIELDS)
 def test_runs_of_a_study_differ_in_its_subject(study):
   runs = [flat(run) for run in studies.get_sweep(study).values()]
-  differing = {k for k in runs[0] if len({str(run[k]) for run in runs}) > 1}
+  fields = set().union(*runs)
+  differing = {k for k in fields if len({str(run.get(k)) for run in runs}) > 1}
   assert differing == FIELDS[study]
 
 
