@@ -58,16 +58,19 @@ class Way:
     contexts: of one chip.
     kv_heads: key/value heads.
     remat: what is kept for the backward pass.
+    tensor: devices that share each matrix product.
   """
 
   fsdp: int
   contexts: int
   kv_heads: int
   remat: str
+  tensor: int = 1
 
 
 def ways(size: str, topology: str) -> list[Way]:
-  """What is worth trying: few key/value heads, and how much is recomputed.
+  """What is worth trying: few key/value heads, how much is recomputed, and of
+  1B and 8B the mesh.
 
   V2's Table 4 finds the loss unchanged by fewer key/value heads.
   """
@@ -87,9 +90,21 @@ def ways(size: str, topology: str) -> list[Way]:
     found = [Way(fsdp, 256, few, remat) for remat in policies]
     if size in ("1B", "8B"):
       found.append(Way(fsdp, 128, heads, "full"))
+      found += _meshes(topology, fsdp, few)
   if size in _AS_IT_STANDS.get(topology, ()):
     found.append(_as_it_stands(size, topology))
   return found
+
+
+def _meshes(topology: str, fsdp: int, heads: int) -> list[Way]:
+  """Other ways to share the state, of what the rows above have with `dots`."""
+  if topology.startswith("v5e"):
+    return []
+  return [
+    Way(fsdp // 4, 256, heads, "dots"),
+    Way(_TOPOLOGIES[topology], 256, heads, "dots"),
+    Way(fsdp // 2, 256, heads, "dots", tensor=2),
+  ]
 
 
 def _as_it_stands(size: str, topology: str) -> Way:
@@ -116,6 +131,7 @@ def compiled(size: str, topology: str, way: Way) -> dict[str, Any]:
         f"--config=experiments/scaling/lazy_decoder.py:{size}",
         f"--topology={topology}", f"--output={output}",
         f"--config.mesh.fsdp={way.fsdp}",
+        f"--config.mesh.tensor={way.tensor}",
         f"--config.pipeline.batch_size={way.contexts * _TOPOLOGIES[topology]}",
         f"--config.model.num_kv_heads={way.kv_heads}",
         f"--config.model.remat={way.remat}",
@@ -147,7 +163,10 @@ def _times(report: dict[str, Any]) -> list[float]:
 def line(row: dict[str, Any], best: bool) -> str:
   """A row of the table."""
   size, topology, way, report = row.values()
-  mesh = f"data {_TOPOLOGIES[topology] // way['fsdp']}, fsdp {way['fsdp']}"
+  shared = way["fsdp"] * way["tensor"]
+  mesh = f"data {_TOPOLOGIES[topology] // shared}, fsdp {way['fsdp']}"
+  if way["tensor"] > 1:
+    mesh += f", tensor {way['tensor']}"
   cells = [f"{size}, {topology}", mesh, way["contexts"], way["kv_heads"]]
   cells.append(way["remat"])
   if "refused" in report:

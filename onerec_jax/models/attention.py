@@ -181,15 +181,22 @@ def causal_attention(
   if L > _FEW:
     return _causal_products(queries, keys, values)
   rows = []
-  for n in range(N):
+  queries, keys, values = (_positions(x) for x in (queries, keys, values))
+  for n, query in enumerate(queries):
     seen = range(L - N + n + 1)
-    query = queries[:, :, n] / np.sqrt(queries.shape[-1])
-    logits = [jnp.sum(query * keys[:, :, past], axis=-1) for past in seen]
-    weights = softmax(jnp.stack(logits, axis=-1)).astype(values.dtype)
-    rows.append(
-      sum(weights[..., past, None] * values[:, :, past] for past in seen)
-    )
+    query = query / np.sqrt(query.shape[-1])
+    logits = [jnp.sum(query * keys[past], axis=-1) for past in seen]
+    weights = softmax(jnp.stack(logits, axis=-1)).astype(values[0].dtype)
+    rows.append(sum(weights[..., past, None] * values[past] for past in seen))
   return jnp.stack(rows, axis=2)
+
+
+def _positions(x: Float[Array, "B T L H Z"]) -> list[Float[Array, "B T H Z"]]:
+  """Split once, whose gradient is one concatenation; that of an index is a
+  padded array for each of its uses, and their sum.
+  """
+  pieces = jax.lax.split(x, (1,) * x.shape[2], axis=2)
+  return [jnp.squeeze(piece, axis=2) for piece in pieces]
 
 
 _FEW = 8

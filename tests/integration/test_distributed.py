@@ -1,8 +1,10 @@
 """Several processes with real collectives, and other numbers of them after."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
@@ -44,6 +46,12 @@ for name in names:
 found = workflow.evaluate(folder / names[0], "tiny").metrics["ndcg@10"]
 print("ndcg", found)
 """
+_EXPERIMENT = """
+import pathlib
+from tests.integration import test_distributed
+def get_config():
+  return test_distributed.config(pathlib.Path({folder!r}))
+"""
 
 
 def config(folder, steps=6, fsdp=1):
@@ -66,24 +74,34 @@ def start(folder, steps, *names):
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
+  return [
+    spawn("-c", _PROGRAM, address, str(rank), str(folder), str(steps), *names)
+    for rank in range(2)
+  ]
+
+
+def spawn(*arguments, **variables):
+  """Python with these arguments and variables of its environment."""
   # Only the first would find its programs in a cache; the other's collectives
   # wait 30 s for it at most.
   environment = dict(
     os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu",
     JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS=xla_flags.QUICK_TO_COMPILE,
-    PYTHONFAULTHANDLER="1",
+    PYTHONFAULTHANDLER="1", **variables,
   )  # fmt: skip
-  return [
-    subprocess.Popen(
-      [
-        sys.executable, "-c", _PROGRAM, address, str(rank), str(folder),
-        str(steps), *names,
-      ],
-      env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      text=True,
-    )
-    for rank in range(2)
-  ]  # fmt: skip
+  return subprocess.Popen(
+    [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE, text=True,
+  )  # fmt: skip
+
+
+def slurm_job():
+  """The number of a job for which the port that JAX derives is free."""
+  while True:
+    job = random.randrange(4096)
+    with socket.socket() as free, contextlib.suppress(OSError):
+      free.bind(("", 65535 - 4095 + job))
+      return job
 
 
 def finish(processes, seconds):
@@ -128,12 +146,19 @@ def cut(workdir, copy):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-  """(folder, what each process printed): `one` was trained by one process of
-  eight devices, `two` by two of four, `one_cut` first so and then so."""
+def alone(tmp_path_factory):
+  """The folder in which one process of eight devices trained `one`."""
   folder = worlds.write_csv(tmp_path_factory.mktemp("trained"))
   workflow.train(config(folder), folder / "one")
   workflow.evaluate(folder / "one", "tiny")
+  return folder
+
+
+@pytest.fixture(scope="module")
+def trained(alone):
+  """(folder, what each process printed): `one` was trained by one process of
+  eight devices, `two` by two of four, `one_cut` first so and then so."""
+  folder = alone
   cut(folder / "one", folder / "one_cut")
   processes = start(folder, 6, "two", "one_cut")
   try:
@@ -177,6 +202,35 @@ def test_a_run_of_one_process_goes_on_with_two(trained):
   found = losses(folder / "one_cut")
   assert len(found) == 8
   assert found == pytest.approx(losses(folder / "one"), rel=TOLERANCE)
+
+
+def test_the_distributed_flag_joins_the_processes_of_a_slurm_step(
+  alone, tmp_path
+):
+  experiment, workdir = tmp_path / "experiment.py", tmp_path / "work"
+  experiment.write_text(_EXPERIMENT.format(folder=str(alone)))
+  job = str(slurm_job())
+  processes = [
+    spawn(
+      "-m", "launch.train", "--distributed", f"--config={experiment}",
+      f"--workdir={workdir}", JAX_NUM_CPU_DEVICES="4", SLURM_JOB_ID=job,
+      SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
+      SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+    )
+    for rank in range(2)
+  ]  # fmt: skip
+  try:
+    shown = finish(processes, seconds=240)
+  finally:
+    for process in processes:
+      process.kill()
+  assert [p.returncode for p in processes] == [0, 0], shown
+  # Only the first says how training goes.
+  said = ["on 8 × cpu" in error for _, error in shown]
+  assert said == [True, False], shown
+  found = losses(workdir)
+  assert len(found) == 8
+  assert found == pytest.approx(losses(alone / "one"), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("devices", [8, 4])

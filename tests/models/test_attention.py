@@ -108,6 +108,13 @@ def test_causal_attention(new):
     )
 
 
+@pytest.mark.parametrize("levels", [3, 9])
+def test_causal_attention_keeps_the_type(levels):
+  """A scanned block's hidden states must not become float32."""
+  x = jnp.asarray(normal(1, 2, levels, 2, 4), jnp.bfloat16)
+  assert causal_attention(x, x, x).dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("new", [1, 2, 4])
 @pytest.mark.parametrize("shared_bias", [False, True])
 def test_prefix_attention(new, shared_bias):
