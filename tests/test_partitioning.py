@@ -20,7 +20,7 @@ from onerec_jax import model_configs, partitioning
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.models import registry
 from onerec_jax.scaling import sizes as scaling_sizes
-from onerec_jax.training import state
+from onerec_jax.training import losses, state
 from tests import tiny
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -54,6 +54,7 @@ MODELS = {
   "session_reward": lambda: tiny.session_reward(num_layers=1),
   "p_score": lambda: tiny.p_score(num_layers=1),
 }
+WITH_EXPERTS = ("experts", "pathways_experts", "session_decoder")
 
 
 @functools.cache
@@ -66,6 +67,11 @@ def shapes_of(name):
 @pytest.fixture(scope="module")
 def mesh():
   return partitioning.make_mesh(config_lib.MeshConfig(2, 2, 1, 2))
+
+
+@pytest.fixture(scope="module")
+def expert_mesh():
+  return partitioning.make_mesh(config_lib.MeshConfig(1, 2, 2, 2))
 
 
 def test_rules_name_axes_of_the_mesh():
@@ -267,30 +273,50 @@ def four_rows(model):
   )
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_sharded_forward_equals_one_device(mesh, name):
-  """With dropout: masks do not depend on the mesh."""
-  changes = {"dropout": 0.2}
-  model = MODELS[name]().clone(**changes)
-  batch, catalogue = four_rows(model), tiny.catalogue()
-  params = tiny.params(model)
+def dropped_out(name):
+  """(model with dropout, arguments): masks do not depend on the mesh."""
+  model = MODELS[name]().clone(dropout=0.2)
+  return model, (tiny.params(model), four_rows(model), tiny.catalogue())
+
+
+def places_on(mesh, name):
+  """Shardings of parameters, batch and catalogue."""
+  return (
+    partitioning.tree_shardings(shapes_of(name), mesh),
+    partitioning.batch_sharding(mesh),
+    partitioning.replicated(mesh),
+  )
+
+
+def assert_close(found, expected):
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4),
+    found,
+    expected,
+  )
+
+
+@pytest.mark.parametrize(
+  ("axes", "name"),
+  [
+    *(("mesh", name) for name in MODELS),
+    *(("expert_mesh", name) for name in WITH_EXPERTS),
+  ],
+)
+def test_a_sharded_forward_equals_one_device(request, axes, name):
+  mesh = request.getfixturevalue(axes)
+  model, args = dropped_out(name)
 
   def forward(params, batch, catalogue):
     rngs = {"dropout": jax.random.key(1)}
     return model.apply({"params": params}, batch, catalogue, rngs=rngs)
 
-  expected = jax.jit(forward)(params, batch, catalogue)
-  whole = partitioning.replicated(mesh)
-  places = (
-    partitioning.tree_shardings(shapes_of(name), mesh),
-    partitioning.batch_sharding(mesh),
-    whole,
-  )
+  expected = jax.jit(forward)(*args)
+  places = places_on(mesh, name)
   with jax.set_mesh(mesh):
     run = jax.jit(forward, in_shardings=places, out_shardings=places[1])
-    lowered = run.lower(params, batch, catalogue)
-    given = jax.device_put((params, batch, catalogue), places)
-    found = lowered.compile()(*given)
+    lowered = run.lower(*args)
+    found = lowered.compile()(*jax.device_put(args, places))
   # Keys, values of their own and every block; every block, that of the context
   # too; SASRec: the states, two towers: the users; reward models: candidates
   # and every block.
@@ -301,11 +327,31 @@ def test_a_sharded_forward_equals_one_device(mesh, name):
     "two_tower": 1,
   }  # fmt: skip
   assert lowered.as_text().count("sharding_constraint") == constraints[name]
-  jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4, rtol=2e-4),
-    found,
-    expected,
-  )
+  assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", WITH_EXPERTS)
+def test_gradients_through_experts_apart_equal_one_device(expert_mesh, name):
+  """Loss, loads and every gradient, those of the rows of lookups too."""
+  model, args = dropped_out(name)
+  loss_fn = losses.make_loss(model.clone(constrained_softmax=False))
+
+  def loss(params, batch, catalogue):
+    sums = loss_fn(params, batch, catalogue, None, jax.random.key(1))
+    return sums["loss"] / sums["count"], sums
+
+  grad = jax.value_and_grad(loss, has_aux=True)
+  expected = jax.jit(grad)(*args)
+  places = places_on(expert_mesh, name)
+  with jax.set_mesh(expert_mesh):
+    run = jax.jit(
+      grad, in_shardings=places, out_shardings=(places[2], places[0])
+    )
+    found = run(*jax.device_put(args, places))
+  assert_close(found, expected)
+  # Routed tokens are whole numbers: none is lost or counted twice.
+  loads = [of[0][1]["loads"] for of in (found, expected)]
+  jax.tree.map(np.testing.assert_array_equal, *loads)
 
 
 @pytest.mark.parametrize(

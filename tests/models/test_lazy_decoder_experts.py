@@ -1,10 +1,11 @@
-"""Experts in the lazy decoder, from the loads to the training step."""
+"""Experts in the lazy decoder and V1's encoder-decoder, loads to step."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs
@@ -13,24 +14,51 @@ from onerec_jax.training import losses, optimizer, state, step
 from tests import tiny
 
 RATE = 0.0625
+CHANGES = {"constrained_softmax": False, "moe": tiny.experts()}
+MODELS = {
+  # Two scanned blocks; one of the encoder and two of the decoder.
+  "lazy_decoder": lambda: tiny.lazy_decoder(scan_layers=True, **CHANGES),
+  "encoder_decoder": lambda: tiny.encoder_decoder(
+    causal_encoder=False, feed_forward="mlp", moe_encoder=True, **CHANGES
+  ),
+}
+CODES = len(tiny.CODEBOOK_SIZES) * len(tiny.SEES)
+EVENTS = int((tiny.batch().segment > 0).sum())
+TOKENS = {
+  "lazy_decoder": {"scanned/block": [CODES, CODES]},
+  "encoder_decoder": {
+    "encoder_0": EVENTS, "decoder_0": CODES, "decoder_1": CODES
+  },
+}  # fmt: skip
+"""Real tokens that each block, or each of a stack, routes to its experts."""
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def name(request):
+  return request.param
 
 
 @pytest.fixture(scope="module")
-def model():
-  """Two scanned blocks, both of experts."""
-  return tiny.lazy_decoder(
-    scan_layers=True, constrained_softmax=False, moe=tiny.experts()
-  )
+def model(name):
+  return MODELS[name]()
+
+
+def _of_experts(tree, *names):
+  """Block → numpy array [E], of a stack [layers, E], from its experts."""
+  return {
+    "/".join(path[: -len(names) - 1]): np.asarray(x)
+    for path, x in traverse_util.flatten_dict(tree).items()
+    if path[-len(names) :] == names
+  }
 
 
 @pytest.fixture(scope="module")
 def loads(model):
-  """[MoE layers, E] of the forward pass alone."""
+  """Of the forward pass alone."""
   _, sown = jax.jit(
     lambda p, b, c: model.apply({"params": p}, b, c, mutable=["loads"])
   )(tiny.params(model), tiny.batch(), tiny.catalogue())
-  (found,) = jax.tree.leaves(sown["loads"])
-  return np.asarray(found)
+  return _of_experts(sown["loads"], "load")
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +89,17 @@ def stepped(model):
   return {n: (new.params, sums) for n, (new, sums) in run(params).items()}
 
 
-def _biases(params):
-  return np.asarray(params["scanned"]["block"]["ffn"]["balance_bias"])
-
-
-def test_every_real_code_is_a_load(loads):
-  """k experts for each of the L codes of each target; padding is none."""
-  assert loads.shape == (2, 4)
-  k, L = 2, len(tiny.CODEBOOK_SIZES)
-  assert loads.sum(axis=1).tolist() == [k * L * len(tiny.SEES)] * 2
-  assert not np.array_equal(loads[0], loads[1])
+def test_every_real_token_is_a_load(name, loads):
+  """k experts for each code of each target, and event; padding is none."""
+  k = 2
+  found = {block: x.sum(axis=-1).tolist() for block, x in loads.items()}
+  assert found == {
+    block: (k * np.asarray(tokens)).tolist()
+    for block, tokens in TOKENS[name].items()
+  }
+  # Blocks choose for themselves.
+  rows = np.concatenate([x.reshape(-1, 4) for x in loads.values()])
+  assert len(np.unique(rows, axis=0)) == len(rows)
 
 
 @pytest.mark.parametrize("microbatches", [1, 2])
@@ -83,18 +112,20 @@ def test_a_step_moves_the_biases_by_the_rate_alone(
   """
   before = tiny.params(model)
   after, sums = stepped[microbatches]
-  mean = loads.mean(axis=1, keepdims=True)
-  assert (loads > mean).any(axis=1).all()
-  expected = _biases(before) + np.float32(RATE) * np.sign(mean - loads)
-  np.testing.assert_array_equal(_biases(after), expected)
+  biases = [_of_experts(p, "balance_bias") for p in (before, after)]
+  routers = [_of_experts(p, "router", "kernel") for p in (before, after)]
+  assert biases[0].keys() == loads.keys() == routers[0].keys()
+  largest = 0.0
+  for block, load in loads.items():
+    mean = load.mean(axis=-1, keepdims=True)
+    assert (load > mean).any(axis=-1).all()
+    expected = biases[0][block] + np.float32(RATE) * np.sign(mean - load)
+    np.testing.assert_array_equal(biases[1][block], expected)
+    largest = max(largest, (load / mean).max())
+    # Whereas all else learns, the router too.
+    assert not np.array_equal(routers[0][block], routers[1][block])
   assert "loads" not in sums
-  found = float(sums["max_expert_load"])
-  assert found == pytest.approx((loads / mean).max(), rel=1e-6)
-  # Whereas all else learns, the router too.
-  router = [
-    p["scanned"]["block"]["ffn"]["router"]["kernel"] for p in (before, after)
-  ]
-  assert not np.array_equal(*router)
+  assert float(sums["max_expert_load"]) == pytest.approx(largest, rel=1e-6)
 
 
 def test_a_dense_model_has_no_loads():

@@ -28,6 +28,11 @@ MAKE = {
     tiny.encoder_decoder, causal_encoder=False, **_VALUES
   ),
   "decoder_only": functools.partial(tiny.decoder_only, **_VALUES),
+  # Its item and the padding after it are a session; without experts, whose
+  # ragged products have no rule for the many gradients asked for here.
+  "session_decoder": functools.partial(
+    tiny.session_decoder, moe=model_configs.MoEConfig(), **_VALUES
+  ),
 }
 SLOTS = {"static": (0, 1), "short": (1, 4), "positive": (4, 8),
          "lifelong": (8, 13)}  # fmt: skip

@@ -359,7 +359,8 @@ def test_value_is_a_weighted_sum_of_probabilities():
 
 @pytest.mark.parametrize("name", MAKE)
 def test_flops_agree_with_the_compiler(batch, name):
-  model = MAKE[name](d_model=64, d_ff=128)
+  # Wide: what is not a product, which the counter leaves out, is then little.
+  model = MAKE[name](d_model=256, d_ff=512)
   B, S, T = 2, 64, 24
   sized = lambda n: jax.ShapeDtypeStruct((B, n), jnp.int32)
   shapes = batch.replace(
@@ -371,7 +372,7 @@ def test_flops_agree_with_the_compiler(batch, name):
   variables = jax.eval_shape(model.init, jax.random.key(0), shapes, items)
   compiled = jax.jit(model.apply).lower(variables, shapes, items).compile()
   counted = registry.forward_flops(model, B, S, T)
-  assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.06)
+  assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)
   kernels = sum(
     leaf.size
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])

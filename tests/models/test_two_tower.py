@@ -209,3 +209,22 @@ def test_counts_and_refusals(model):
     registry.create(
       model_configs.TwoTowerConfig(temperature=0.0), 5, (), {}, {}
     )
+
+
+def test_flops_agree_with_the_compiler():
+  """Of the loss: a forward pass ends with the in-batch softmax."""
+  # Wide: what is not a product, which the counter leaves out, is then little.
+  model = tiny.two_tower(d_model=256, d_ff=512)
+  B, S, T = 2, 64, 24
+  shapes = tiny.shapes_of(tiny.batch(), B, S, T)
+  items = tiny.catalogue()
+  variables = jax.eval_shape(model.init, jax.random.key(0), shapes, items)
+  log_q = jax.ShapeDtypeStruct((tiny.NUM_ITEMS + 1,), jnp.float32)
+  loss = losses.make_loss(model)
+  compiled = (
+    jax.jit(lambda p, b, q: loss(p, b, items, q, None))
+    .lower(variables["params"], shapes, log_q)
+    .compile()
+  )
+  counted = registry.forward_flops(model, B, S, T)
+  assert compiled.cost_analysis()["flops"] == pytest.approx(counted, rel=0.03)

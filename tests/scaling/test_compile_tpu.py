@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import os
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -127,6 +129,67 @@ def test_pathways_are_compiled_where_they_are_on(reports):
   context = registry.forward_flops(model, 3, 29, 0)
   target = registry.forward_flops(model, 3, 29, 1) - context
   assert search["model_flops"] == pytest.approx(context + 11 * target)
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+  """(printed label → value, the JSON file) of the command itself.
+
+  Two layers and few codes and items: quicker to compile.
+  """
+  output = tmp_path_factory.mktemp("compile_tpu") / "report.json"
+  done = subprocess.run(
+    [
+      sys.executable, "-m", "launch.compile_tpu",
+      "--config=experiments/scaling/lazy_decoder.py:0.05B",
+      "--topology=v5p:2x2x1", "--config.pipeline.batch_size=64",
+      "--config.model.num_layers=2", "--config.tokenizer.num_codes=256",
+      "--num_items=2000", f"--output={output}",
+    ],
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+    # A program from the cache would not be compiled.
+    env=dict(
+      os.environ, COLUMNS="100", JAX_COMPILATION_CACHE_DIR=str(output.parent)
+    ),
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  lines = [re.split(r"\s{2,}", x.strip()) for x in done.stdout.splitlines()]
+  printed = dict(line for line in lines if line[1:])
+  return printed, json.loads(output.read_text())
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_the_command_prints_and_writes_what_one_chip_needs(told):
+  printed, report = told
+  assert printed["train step, v5p:2x2x1"] == "one chip"
+  assert (report["place"], report["chips"]) == ("v5p:2x2x1", 4)
+  # The flags reach the program: forward and backward over 64 rows of 4 chips.
+  config = lazy_decoder.get_config("0.05B").model
+  config.num_layers = 2
+  model = registry.create(config, 2000, (256,) * 3, {}, {})
+  flops = 3 * registry.forward_flops(model, 64, 512, 5) / 4
+  assert report["model_flops"] == pytest.approx(flops)
+  assert printed["model FLOPs"] == f"{flops / 1e12:.3f} T"
+  # `dots` keeps what the products gave: little runs twice.
+  assert flops < report["flops"] < 1.2 * flops
+  memory = report["arguments"] + report["temporaries"]
+  share = memory / 95e9
+  assert printed["memory"] == f"{memory / 1e9:.2f} GB, {share:.0%}: fits"
+  # Every chip holds all parameters and two moments, in float32.
+  least = 12 * registry.block_parameters(model)
+  assert least < report["arguments"] < memory
+  times = [
+    report["flops"] / 459e12,
+    report["hbm_bytes"] / 2765e9,
+    report["interconnect_seconds"],
+  ]
+  for label, bound in (("all", max(times)), ("none", sum(times))):
+    mfu = flops / (459e12 * bound)
+    expected = f"{1e3 * bound:.1f} ms, MFU {mfu:.1%}"
+    assert printed[f"bound, {label} overlap"] == expected
 
 
 @needs_libtpu
