@@ -145,6 +145,9 @@ def test_gbpo_of_certainty_is_finite():
     # The logged probability below what the policy itself gives: as unknown.
     (0.3, 0.1, 1.0, -1.0),
     (0.3, 0.1, -1.0, 0.3 / 0.7),
+    # Below a half too binary cross-entropy's .3 / .7 needs π_old ≤ 1 − π: here
+    # max(.8, .7) is the logged probability's.
+    (0.3, 0.8, -1.0, 0.3 / 0.8),
   ],
 )
 def test_gbpo_with_a_logged_probability(policy, old, advantage, want):

@@ -184,6 +184,48 @@ def test_a_start_without_a_figure_cannot_be_gated(tiny, tmp_path, value):
   assert not checkpoint.steps(tmp_path / "checkpoints")
 
 
+@pytest.mark.parametrize(
+  "values",
+  [
+    # Kept although they fall: .45 is the least.
+    [0.5, 0.49, 0.48, 0.1],
+    # Of the start and not of the best, of which the last is 36% short.
+    [0.5, 0.7, 0.46, 0.45, 0.44],
+    # A tenth of what is below 0 is further below.
+    [-2.0, -2.1, -2.19, -2.21],
+  ],
+)
+def test_the_gate_keeps_the_latest_it_let_through(tiny, tmp_path, values):
+  """A start at step 0, validations each second step; the last one stops it."""
+  given, snapshots = iter([*values, 9.0]), []
+
+  def validate(params):
+    snapshots.append(jax.device_get(params))
+    return {"ndcg@10": next(given)}
+
+  settings = dict(gate=0.1, validate_every=2)
+  last = len(values) - 1
+  for _ in range(2):  # once stopped, it stays so
+    progress = _train(tiny, tmp_path, validate, **settings)
+    assert len(snapshots) == len(values)
+    kept = progress.start, progress.best, progress.best_step
+    assert kept == (values[0], values[-2], 2 * (last - 1))
+    assert f"at step {2 * last} is below" in progress.stopped
+  assert files.read_json(tmp_path / "best.json") == {"step": 2 * (last - 1)}
+  assert checkpoint.steps(tmp_path / "checkpoints")[-1] == 2 * last
+  seen = [
+    (r["step"], r["ndcg@10"])
+    for r in metrics_writer.read(tmp_path / "metrics.jsonl")
+    if r["kind"] == "validation"
+  ]
+  assert seen == [(2 * i, value) for i, value in enumerate(values)]
+  _, _, system = tiny
+  mesh = partitioning.make_mesh(system.config.mesh)
+  best = assemble.load_params(system, tmp_path, mesh)
+  equal = np.testing.assert_array_equal
+  jax.tree.map(equal, jax.device_get(best), snapshots[-2])
+
+
 @pytest.mark.parametrize("cut", ["signal", "kill"])
 def test_a_run_that_stopped_early_stays_stopped(tiny, tmp_path, cut):
   """Cut off in the deciding validation, or before it could say it ended."""
