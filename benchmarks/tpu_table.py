@@ -70,7 +70,7 @@ class Way:
 
 def ways(size: str, topology: str) -> list[Way]:
   """What is worth trying: few key/value heads, how much is recomputed, and of
-  1B and 8B the mesh.
+  1B the mesh.
 
   V2's Table 4 finds the loss unchanged by fewer key/value heads.
   """
@@ -90,6 +90,7 @@ def ways(size: str, topology: str) -> list[Way]:
     found = [Way(fsdp, 256, few, remat) for remat in policies]
     if size in ("1B", "8B"):
       found.append(Way(fsdp, 128, heads, "full"))
+    if size == "1B":
       found += _meshes(topology, fsdp, few)
   if size in _AS_IT_STANDS.get(topology, ()):
     found.append(_as_it_stands(size, topology))
