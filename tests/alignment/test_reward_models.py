@@ -87,8 +87,9 @@ def config_of(folder, name):
   c.pipeline.max_history = 20
   c.optimizer.learning_rate = 3e-3
   # By 300 steps a seed in four has learned its sessions too little.
-  c.training.num_steps = c.training.checkpoint_every = 900
-  c.training.validate_every = c.training.log_every = 450
+  steps = 900 if name == "session_reward" else 300
+  c.training.num_steps = c.training.checkpoint_every = steps
+  c.training.validate_every = c.training.log_every = steps // 2
   c.evaluation.select = "auc"
   c.evaluation.batch_size = 64
   return c
