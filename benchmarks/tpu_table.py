@@ -31,9 +31,6 @@ _SIZES = flags.DEFINE_list(
 )
 _TOPOLOGIES = {"v5p:4x4x4": 64, "v6e:16x16": 256, "v5e:16x16": 256}
 """Slice → chips."""
-_BOTH = ("0.5B", "1B", "8B")
-"""Sizes that are recomputed wholly on v5p too, where it is worse by 14 points
-or more (docs/tpu.md)."""
 _AS_IT_STANDS = {
   "v5p:4x4x4": ("1B", "8B", sizes.EXPERTS),
   "v6e:16x16": ("1B", "8B"),
@@ -41,6 +38,11 @@ _AS_IT_STANDS = {
 """Slice → sizes whose config is compiled as it stands, too."""
 _WHOLE_STATE = 0.6
 """Billions of parameters that a chip holds the whole state of."""
+_SHARED = 16
+"""Chips that share it instead, to compare."""
+_ALL_HEADS = ("1B", "8B")
+"""Sizes that are tried with all their key/value heads, and on a mesh with
+`tensor` 2, too."""
 _EXPERTS_CONTEXTS = 1024
 """Of a chip, where a token meets few of the experts whose weights are read."""
 _HEADER = """\
@@ -68,44 +70,40 @@ class Way:
   tensor: int = 1
 
 
-def ways(size: str, topology: str) -> list[Way]:
-  """What is worth trying: few key/value heads, how much is recomputed, and of
-  1B the mesh.
-
-  V2's Table 4 finds the loss unchanged by fewer key/value heads.
+def policies(size: str, topology: str) -> list[Way]:
+  """What is tried first: how much is recomputed, with few key/value heads (V2's
+  Table 4 finds the loss unchanged by them), and the config as it stands.
   """
   heads = sizes.lazy_decoder(size).num_heads
   few = max(n for n in (1, 2, 4) if heads % n == 0)
   fsdp = 32 if topology.startswith("v5p") else 64
-  policies = ["full", "dots"]
-  if topology.startswith("v5p") and size not in _BOTH:
-    policies = ["dots"]
   if size == sizes.EXPERTS:
-    if topology.startswith("v5e"):
-      policies = ["full"]
-    found = [Way(fsdp, _EXPERTS_CONTEXTS, few, remat) for remat in policies]
+    contexts = _EXPERTS_CONTEXTS
   else:
+    contexts = 256
     if float(size.removesuffix("B")) <= _WHOLE_STATE:
       fsdp = 1
-    found = [Way(fsdp, 256, few, remat) for remat in policies]
-    if size in ("1B", "8B"):
-      found.append(Way(fsdp, 128, heads, "full"))
-    if size == "1B":
-      found += _meshes(topology, fsdp, few)
+  found = [Way(fsdp, contexts, few, remat) for remat in ("full", "dots")]
+  if size in _ALL_HEADS:
+    found.append(Way(fsdp, 128, heads, "full"))
   if size in _AS_IT_STANDS.get(topology, ()):
     found.append(_as_it_stands(size, topology))
   return found
 
 
-def _meshes(topology: str, fsdp: int, heads: int) -> list[Way]:
-  """Other ways to share the state, of what the rows above have with `dots`."""
-  if topology.startswith("v5e"):
-    return []
-  return [
-    Way(fsdp // 4, 256, heads, "dots"),
-    Way(_TOPOLOGIES[topology], 256, heads, "dots"),
-    Way(fsdp // 2, 256, heads, "dots", tensor=2),
+def meshes(size: str, topology: str, best: Way) -> list[Way]:
+  """What is tried next: the best of `policies` with its state on fewer and on
+  more chips, and with two chips at each matrix product.
+  """
+  if best.fsdp == 1:
+    return [dataclasses.replace(best, fsdp=_SHARED)]
+  found = [
+    dataclasses.replace(best, fsdp=fsdp)
+    for fsdp in (best.fsdp // 4, _TOPOLOGIES[topology])
   ]
+  if size in _ALL_HEADS:
+    found.append(dataclasses.replace(best, fsdp=best.fsdp // 2, tensor=2))
+  return found
 
 
 def _as_it_stands(size: str, topology: str) -> Way:
@@ -193,24 +191,32 @@ def table(rows: list[dict[str, Any]]) -> str:
   return "\n".join([_HEADER, *lines])
 
 
+def fill(rows: list[dict[str, Any]], size: str, topology: str) -> None:
+  """Compiles what `rows` lack of a size on a slice; each is written at once."""
+
+  def measure(way: Way) -> float:
+    asked = {"size": size, "topology": topology, "way": dataclasses.asdict(way)}
+    for row in rows:
+      if asked.items() <= row.items():
+        return mfu(row["report"])[0]
+    rows.append(asked | {"report": compiled(size, topology, way)})
+    files.write_json(pathlib.Path(_OUTPUT.value), rows)
+    print(line(rows[-1], best=False), flush=True)
+    return mfu(rows[-1]["report"])[0]
+
+  first = policies(size, topology)
+  for way in meshes(size, topology, max(first, key=measure)):
+    measure(way)
+
+
 def main(argv: list[str]) -> None:
   """Entry point."""
   del argv
   path = pathlib.Path(_OUTPUT.value)
   rows = json.loads(path.read_text()) if path.exists() else []
-  done = [(r["size"], r["topology"], r["way"]) for r in rows]
   for size in _SIZES.value:
     for topology in _TOPOLOGIES:
-      for way in ways(size, topology):
-        asked = size, topology, dataclasses.asdict(way)
-        if asked in done:
-          continue
-        report = compiled(size, topology, way)
-        rows.append(
-          dict(zip(("size", "topology", "way"), asked), report=report)
-        )
-        files.write_json(path, rows)
-        print(line(rows[-1], best=False), flush=True)
+      fill(rows, size, topology)
   print(table(rows))
 
 

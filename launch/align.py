@@ -8,6 +8,7 @@ directory, and makes a run of its own. Run it again after an interruption: it
 resumes. docs/alignment.md tells what it logs and when it stops.
 """
 
+import jax
 from absl import flags as absl_flags
 
 from launch import flags
@@ -28,7 +29,9 @@ def main() -> None:
   workflow_align.align(config, workdir)
   runs.say_if_stopped(workdir, config.name)
   names = (config.alignment.start, config.name)
-  tables.print_table([workflow.evaluate(workdir, name) for name in names])
+  evaluations = [workflow.evaluate(workdir, name) for name in names]
+  if jax.process_index() == 0:
+    tables.print_table(evaluations)
 
 
 if __name__ == "__main__":

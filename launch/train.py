@@ -7,6 +7,7 @@ A killed run continues where it was when the same command runs again. At the
 end the best model by validation is measured on the test split.
 """
 
+import jax
 from absl import flags as absl_flags
 
 from launch import flags
@@ -25,7 +26,9 @@ def main() -> None:
   config = _CONFIG.value
   workdir = flags.workdir(config)
   workflow.train(config, workdir)
-  tables.print_table([workflow.evaluate(workdir, config.name)])
+  evaluations = [workflow.evaluate(workdir, config.name)]
+  if jax.process_index() == 0:
+    tables.print_table(evaluations)
 
 
 if __name__ == "__main__":

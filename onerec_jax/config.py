@@ -79,6 +79,8 @@ class PrepareConfig:
   """Users with fewer events are left out (counted in the manifest)."""
   min_item_events: int = 1
   """Events of items with fewer events are left out, before users are."""
+  user_ids: bool = False
+  """The user's id is a static feature (OneRec-V1 §2.2)."""
   positive: str = ""
   """SQL condition on event columns: which events are positive feedback; empty:
   by the feedback there is (data/marks.py)."""

@@ -79,7 +79,9 @@ def with_new_items(
 
 
 def user_table(
-  users: pa.Table, statics: Mapping[str, pa.ChunkedArray]
+  users: pa.Table,
+  statics: Mapping[str, pa.ChunkedArray],
+  with_ids: bool = False,
 ) -> tuple[pa.Table, Specs, dict[str, np.ndarray]]:
   """What prepared/users.parquet holds; specs and codes of static features.
 
@@ -87,6 +89,8 @@ def user_table(
     users: in dense order: user_id, num_events and training_events.
     statics: name → column in the same order, whatever its name. Codes are
       fitted on users with training events.
+    with_ids: the id is a feature, too; of users without training events it is
+      unknown.
   """
   training = (users["training_events"].to_numpy() > 0).astype(np.int64)
   specs: Specs = {}
@@ -95,6 +99,11 @@ def user_table(
     if not _says_nothing(values.type):
       specs[name] = features.fit_codes(values, training)
       columns[name] = features.bucket_codes(specs[name], values)
+  if with_ids:
+    ids = users["user_id"]
+    spec = features.fit_codes(ids, training, most=None)
+    specs[features.USER_ID] = spec
+    columns[features.USER_ID] = features.bucket_codes(spec, ids)
   kept = {n: users[n] for n in ("num_events", "training_events")}
   kept |= _carried(statics)
   return _dense("user_id", users["user_id"], kept, columns), specs, columns

@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 
 MAX_CODES = 1000
 """Categories beyond the most frequent thousand are 0."""
+USER_ID = "user_id"
+"""The user feature that is the user's own id, if `prepare.user_ids`."""
 MAX_EDGES = 32
 _MAX_LOG2 = 40
 _WHOLE = re.compile(r"-?\d+\.0")
@@ -78,12 +80,17 @@ def bucket_codes(
   return np.asarray(codes.to_numpy(zero_copy_only=False), np.int32)
 
 
-def fit_codes(values: pa.Array | pa.ChunkedArray, weights: np.ndarray) -> Spec:
+def fit_codes(
+  values: pa.Array | pa.ChunkedArray,
+  weights: np.ndarray,
+  most: int | None = MAX_CODES,
+) -> Spec:
   """The most frequent categories, by total weight, then by name.
 
   Args:
     values: [n] categories; null is no category.
     weights: [n] training events (items) or 1 for a training user.
+    most: how many get a code; None: all.
 
   Returns:
     A spec; categories of no weight were never trained on and stay unknown.
@@ -95,7 +102,7 @@ def fit_codes(values: pa.Array | pa.ChunkedArray, weights: np.ndarray) -> Spec:
   table = table.group_by("value").aggregate([("weight", "sum")])
   table = table.filter(pc.greater(table["weight_sum"], 0))
   table = table.sort_by([("weight_sum", "descending"), ("value", "ascending")])
-  return {"kind": "codes", "values": table["value"][:MAX_CODES].to_pylist()}
+  return {"kind": "codes", "values": table["value"][:most].to_pylist()}
 
 
 def _as_text(

@@ -153,7 +153,9 @@ class _Preparation:
         )
       )
       items, item_specs = entities.item_table(*self._items())
-      users, user_specs, codes = entities.user_table(*self._users())
+      users, user_specs, codes = entities.user_table(
+        *self._users(), self.config.user_ids
+      )
       self.event_specs = self._fit_events()
       pq.write_table(items, self.out / shards.ITEMS)
       pq.write_table(users, self.out / shards.USERS)

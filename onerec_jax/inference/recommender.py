@@ -270,7 +270,8 @@ class Recommender:
       stored = self._record(request.user, where)
     bucketing = self._prepared.manifest["bucketing"]
     if stored is None or request.user_columns:
-      user = features.user_features(bucketing, request.user_columns)
+      columns = {features.USER_ID: request.user, **request.user_columns}
+      user = features.user_features(bucketing, columns)
     else:
       user = stored.user_features
     allowed = None

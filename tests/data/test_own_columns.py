@@ -82,6 +82,28 @@ def test_columns_of_ones_own_replace_nothing(tmp_path):
   assert data.item_counts.tolist() == [0, 2, 2, 0]
 
 
+def test_a_users_id_is_a_feature_if_trained_on(tmp_path):
+  """A code for each user of the training split, however many there are."""
+  count = 1500
+  users = [f"u{number}" for number in range(count)]
+  events = {
+    "user_id": users + ["late"],
+    "item_id": ["x"] * (count + 1),
+    "timestamp_ms": list(range(1, count + 1)) + [5000],
+  }
+  split = {"split": "time", "validation_from_ms": 3000, "test_from_ms": 4000}
+  data = run(tmp_path / "with", events, user_ids=True, **split)
+  assert data.manifest["user_features"] == {"user_id": count + 1}
+  codes = {
+    name: data.user(place).user_features["user_id"]
+    for place, name in enumerate(data.users["raw_id"].to_pylist())
+  }
+  assert codes.pop("late") == 0
+  assert sorted(codes.values()) == list(range(1, count + 1))
+  plain = run(tmp_path / "plain", events, **split)
+  assert plain.manifest["user_features"] == {}
+
+
 def test_bytes_of_a_user_are_kept_and_are_no_feature(tmp_path):
   faces = [b"\xff\xfe", b"", b"\x00"]
   users = {"user_id": ["a", "b", "c"], "face": faces, "plan": ["p", "q", "p"]}

@@ -159,6 +159,37 @@ def test_every_way_to_say_the_same_gives_the_same(workdir, recommenders, name):
   np.testing.assert_allclose(many[1], scores * 2, rtol=1e-4)
 
 
+def test_a_users_id_is_known_whatever_else_is_said(tmp_path):
+  """Where it is a feature: of a stored history and of one that is given."""
+  random_runs.write_log(tmp_path)
+  config = random_runs.config_of(tmp_path, "lazy_decoder")
+  config.prepare.user_ids = True
+  random_runs.write_run(config, tmp_path)
+  rows = events_of(tmp_path, "u-2")
+  told = dict(
+    history=[row["item_id"] for row in rows],
+    timestamps_ms=[int(row["timestamp_ms"]) for row in rows],
+    event_columns={"rating": [float(row["rating"]) for row in rows]},
+  )
+  told_of_user = {"user_columns": {"city": "Lima"}, **told}
+  _, scores = Recommender.load(tmp_path, batch_size=8).recommend(
+    [
+      Request(user="u-2"),
+      Request(user="u-2", **told),
+      Request(user="u-2", **told_of_user),
+      Request(**told_of_user),
+      Request(user="nobody", **told_of_user),
+      Request(user="u-5", **told_of_user),
+    ],
+    k=5,
+  )
+  for same in (scores[1], scores[2]):
+    np.testing.assert_allclose(same, scores[0], rtol=1e-5)
+  np.testing.assert_allclose(scores[4], scores[3], rtol=1e-5)
+  for other in (scores[3], scores[5]):
+    assert not np.allclose(other, scores[0], rtol=1e-4)
+
+
 def test_a_beam_full_of_seen_items_still_gives_a_full_list(
   workdir, recommenders, scored
 ):

@@ -225,9 +225,10 @@ def test_the_distributed_flag_joins_the_processes_of_a_slurm_step(
     for process in processes:
       process.kill()
   assert [p.returncode for p in processes] == [0, 0], shown
-  # Only the first says how training goes.
+  # Only the first says how training goes, and what the model is worth.
   said = ["on 8 × cpu" in error for _, error in shown]
   assert said == [True, False], shown
+  assert ["N@10" in output for output, _ in shown] == [True, False], shown
   found = losses(workdir)
   assert len(found) == 8
   assert found == pytest.approx(losses(alone / "one"), rel=TOLERANCE)
