@@ -9,7 +9,8 @@ of training. Ratio clipping (GRPO, ECPO) is given the π_old that a sampler of a
 while ago would have had: ten times less sure than the policy (the ratio grew),
 equal, or twice as sure (the ratio fell below 1 − ε: the sample is dropped).
 GBPO's fades with π, where a plain policy gradient pushes on as hard at π = 1e-8
-as at a tenth (arXiv 2508.20900 §3.6).
+as at a tenth (arXiv 2508.20900 §3.6). With a logged π_old of .2 it fades too,
+but what the policy has since become sure of is pushed up to five times as hard.
 """
 
 import io
@@ -53,6 +54,9 @@ LOSSES: dict[str, Loss] = {
   "GRPO and ECPO, ratio 1": _against(ecpo.grpo, 1.0),
   "GRPO and ECPO, ratio .5": _against(ecpo.grpo, 2.0),
   "GBPO": lambda log_p: gbpo.gbpo(log_p, None, jnp.float32(-1.0)),
+  "GBPO, π_old .2 logged": lambda log_p: gbpo.gbpo(
+    log_p, jnp.log(0.2), jnp.float32(-1.0)
+  ),
 }
 
 
@@ -78,7 +82,8 @@ def draw(found: dict[str, np.ndarray]) -> figure.Figure:
   plane = canvas.subplots()
   for name, values in found.items():
     # What is thrown away has no place on a logarithmic axis.
-    plane.plot(PROBABILITIES, np.maximum(values, 1e-9), label=name)
+    line = "--" if "logged" in name else "-"  # GBPO's two lie on each other.
+    plane.plot(PROBABILITIES, np.maximum(values, 1e-9), line, label=name)
   plane.set_xscale("log")
   plane.set_yscale("log")
   plane.invert_xaxis()

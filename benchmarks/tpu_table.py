@@ -92,14 +92,13 @@ def policies(size: str, topology: str) -> list[Way]:
 
 
 def meshes(size: str, topology: str, best: Way) -> list[Way]:
-  """What is tried next: the best of `policies` with its state on fewer and on
-  more chips, and with two chips at each matrix product.
+  """What is tried next: the best of `policies` with its state on other numbers
+  of chips, up to all, and with two chips at each matrix product.
   """
-  if best.fsdp == 1:
-    return [dataclasses.replace(best, fsdp=_SHARED)]
+  fewer = _SHARED if best.fsdp == 1 else best.fsdp // 4
   found = [
     dataclasses.replace(best, fsdp=fsdp)
-    for fsdp in (best.fsdp // 4, _TOPOLOGIES[topology])
+    for fsdp in (fewer, _TOPOLOGIES[topology])
   ]
   if size in _ALL_HEADS:
     found.append(dataclasses.replace(best, fsdp=best.fsdp // 2, tensor=2))

@@ -10,18 +10,21 @@ r"""KuaiRand's likes and hates: imitate the likes, then learn from both.
 Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
 likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
 GBPO on every logged row, +1 for a like and −1 for a hate; `pairs` puts a user's
-likes above the hates of the same row instead; `imitate`, for as
-many steps without it, is what that is to be compared with. docs/alignment.md
-has cost and figures.
+likes above the hates of the same row instead; `duration` is V2's reward, +1 for
+what was played longest for its length; `imitate`, for as
+many steps without feedback, is what those are to be compared with.
+docs/alignment.md has cost and figures.
 """
 
 from experiments.kuairand import lazy_decoder
 from onerec_jax import config as config_lib
 
+_ALIGNED = ("imitate", "gbpo", "pairs", "duration")
+
 
 def get_config(arg: str = "sft") -> config_lib.Config:
-  if arg not in ("sft", "imitate", "gbpo", "pairs"):
-    raise ValueError(f"argument {arg!r}: want sft, imitate, gbpo or pairs")
+  if arg not in ("sft", *_ALIGNED):
+    raise ValueError(f"argument {arg!r}: want sft or one of {_ALIGNED}")
   c = lazy_decoder.get_config()
   c.name = f"feedback_{arg}"
   c.prepare.where = ""
@@ -36,7 +39,7 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     c.training.patience = 0
     a = c.alignment
     a.start = "feedback_sft"
-    a.feedback = "like"
+    a.feedback = "duration" if arg == "duration" else "like"
     a.feedback_loss = "pairs" if arg == "pairs" else "gbpo"
     a.feedback_weight = 0.0 if arg == "imitate" else 1.0
     a.gate = 0.3
