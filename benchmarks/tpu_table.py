@@ -46,6 +46,8 @@ _ALL_HEADS = ("1B", "8B")
 `tensor` 2, too."""
 _EXPERTS_CONTEXTS = 1024
 """Of a chip, where a token meets few of the experts whose weights are read."""
+_REFUSED = ("does not fit", "does not divide")
+"""What `launch.compile_tpu` says of a way that is none."""
 _HEADER = """\
 | size, slice | mesh | contexts | key/value heads | remat | memory | compute \
 | HBM | links | MFU, overlap | none |
@@ -117,7 +119,7 @@ def _as_it_stands(size: str, topology: str) -> Way:
 
 
 def compiled(size: str, topology: str, way: Way) -> dict[str, Any]:
-  """The report of one compilation, or that it does not fit.
+  """The report of one compilation, or why there is none.
 
   Raises:
     RuntimeError: it failed in another way.
@@ -141,13 +143,13 @@ def compiled(size: str, topology: str, way: Way) -> dict[str, Any]:
     if not run.returncode:
       return json.loads(output.read_text())
     why = (run.stderr.strip().splitlines() or ["nothing on stderr"])[-1]
-    if "does not fit" not in why:
+    if not any(reason in why for reason in _REFUSED):
       raise RuntimeError(f"{size} on {topology}, {way}: {run.stderr[-2000:]}")
     return {"refused": why[:300]}
 
 
 def mfu(report: dict[str, Any]) -> tuple[float, float]:
-  """(all overlap, none does), in %; of what does not fit (0, 0)."""
+  """(all overlap, none does), in %; of what is refused (0, 0)."""
   if "refused" in report:
     return 0.0, 0.0
   peak = report["model_flops"] / report["peak_flops"]
@@ -169,7 +171,8 @@ def line(row: dict[str, Any]) -> str:
   cells = [f"{size}, {topology}", mesh, way["contexts"], way["kv_heads"]]
   cells.append(way["remat"])
   if "refused" in report:
-    return f"| {' | '.join(map(str, cells))} | does not fit | | | | | |"
+    why = next(reason for reason in _REFUSED if reason in report["refused"])
+    return f"| {' | '.join(map(str, cells))} | {why} | | | | | |"
   memory = (report["arguments"] + report["temporaries"]) / 1e9
   overlap, none = mfu(report)
   cells += [f"{memory:.1f}", *(f"{1e3 * t:.0f}" for t in _times(report))]
