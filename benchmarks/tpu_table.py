@@ -148,9 +148,18 @@ def compiled(size: str, topology: str, way: Way) -> dict[str, Any]:
     return {"refused": why[:300]}
 
 
+def refusal(report: dict[str, Any]) -> str:
+  """Why a way is none; empty: it is one."""
+  if "refused" in report:
+    return next(why for why in _REFUSED if why in report["refused"])
+  # The compiler looks at temporaries alone.
+  memory = report["arguments"] + report["temporaries"]
+  return "" if memory <= report["capacity"] else "does not fit"
+
+
 def mfu(report: dict[str, Any]) -> tuple[float, float]:
   """(all overlap, none does), in %; of what is refused (0, 0)."""
-  if "refused" in report:
+  if refusal(report):
     return 0.0, 0.0
   peak = report["model_flops"] / report["peak_flops"]
   times = _times(report)
@@ -170,8 +179,7 @@ def line(row: dict[str, Any]) -> str:
     mesh += f", tensor {way['tensor']}"
   cells = [f"{size}, {topology}", mesh, way["contexts"], way["kv_heads"]]
   cells.append(way["remat"])
-  if "refused" in report:
-    why = next(reason for reason in _REFUSED if reason in report["refused"])
+  if why := refusal(report):
     return f"| {' | '.join(map(str, cells))} | {why} | | | | | |"
   memory = (report["arguments"] + report["temporaries"]) / 1e9
   overlap, none = mfu(report)

@@ -18,7 +18,7 @@ legality   600 steps on free beams without a gate, the objective weighing a
            hundred times the next-token loss, at five times the rate (at ten a
            few steps do it all): ECPO and GRPO without the format reward, ECPO
            with it on K = 5 and 20 random beams, on 20 at 1.5 times its weight,
-           and on the 5 most probable; and 300 steps on 20 at five times its
+           and on the 5 most probable; and 400 steps on 20 at five times its
            weight from where ECPO without it had ended
 collapse   ECPO, GBPO on feedback, and both, at rates ×1, ×3, ×10 that decay to
            zero, as the start's did; GBPO alone three times as heavy as in
@@ -176,7 +176,7 @@ def _legality() -> Runs:
     {
       "alignment.start": "legality_ecpo",
       "alignment.format_weight": 5.0,
-      "training.num_steps": ipa.STEPS,
+      "training.num_steps": 400,
     },
   )
   return runs
