@@ -13,6 +13,9 @@ from onerec_jax.data import schema, shards
 PLACES = ("data_dir", "events", "items", "users", "engine")
 """Where files lie is no part of what they say: their content is hashed. Nor is
 what runs the SQL: the shards come out the same."""
+_LATER = ("user_ids",)
+"""Settings that came when there were data and runs: as they are by default they
+leave those what they were."""
 
 
 def check_files(config: PrepareConfig) -> None:
@@ -86,8 +89,12 @@ def settings(config: PrepareConfig) -> dict[str, Any]:
 
 def fingerprint(config: PrepareConfig, tables: schema.Tables) -> str:
   """Of the settings and the files' content: what makes prepared data."""
+  values, usual = settings(config), settings(PrepareConfig())
+  for name in _LATER:
+    if values[name] == usual[name]:
+      del values[name]
   return files.fingerprint(
-    shards.FORMAT_VERSION, settings(config), schema.checksums(tables)
+    shards.FORMAT_VERSION, values, schema.checksums(tables)
   )
 
 

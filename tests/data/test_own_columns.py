@@ -158,3 +158,17 @@ def test_seconds_that_were_named_milliseconds(tmp_path, capsys):
     data = run(tmp_path, rest | times)
     assert data.manifest["notes"] == []
   assert "warning" not in capsys.readouterr().err
+
+
+def test_data_prepared_before_a_setting_came_are_still_current(tmp_path):
+  """The fingerprint is one of before `user_ids`; runs are bound to it."""
+  log = tmp_path / "events.csv"
+  log.write_text("user_id,item_id,timestamp_ms\na,x,1\na,y,2\nb,x,3\n")
+  prints = []
+  for ids in (False, True):
+    config = PrepareConfig(dataset="tables", events=str(log), user_ids=ids)
+    prepare.prepare(config, tmp_path)
+    manifest = shards.PreparedData.open(tmp_path).manifest
+    prints.append(manifest["fingerprint"])
+  assert prints[0] == "6f455cb9d9d0"
+  assert prints[1] != prints[0]
