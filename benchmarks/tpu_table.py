@@ -87,6 +87,8 @@ def policies(size: str, topology: str) -> list[Way]:
     if float(size.removesuffix("B")) <= _WHOLE_STATE:
       fsdp = 1
   found = [Way(fsdp, contexts, few, remat) for remat in ("full", "dots")]
+  if size == sizes.EXPERTS and topology.startswith("v5e"):
+    del found[1]  # The first fills four fifths of such a chip.
   if size in _ALL_HEADS:
     found.append(Way(fsdp, 128, heads, "full"))
   if size in _AS_IT_STANDS.get(topology, ()):
@@ -98,6 +100,8 @@ def meshes(size: str, topology: str, best: Way) -> list[Way]:
   """What is tried next: the best of `policies` with its state on other numbers
   of chips, up to all, and with two chips at each matrix product.
   """
+  if size == sizes.EXPERTS and not topology.startswith("v5p"):
+    return []  # Half an hour of compiling.
   fewer = _SHARED if best.fsdp == 1 else best.fsdp // 4
   found = [
     dataclasses.replace(best, fsdp=fsdp)

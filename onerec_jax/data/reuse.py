@@ -71,12 +71,13 @@ def as_it_is(config: PrepareConfig, directory: pathlib.Path) -> pathlib.Path:
   for name, value in settings(config).items():
     if name in ("dataset", "simulation"):
       continue
-    if value not in (usual[name], there.get(name, value)):
+    known = there.get(name, usual[name] if name in _LATER else value)
+    if value not in (usual[name], known):
       raise ValueError(
-        f"{directory} was prepared with prepare.{name}={there[name]!r}, and "
+        f"{directory} was prepared with prepare.{name}={known!r}, and "
         f"this is {value!r}: name the events again with "
         "--config.prepare.events to prepare anew, or set "
-        f"--config.prepare.{name}={there[name]!r}"
+        f"--config.prepare.{name}={known!r}"
       )
   return directory
 

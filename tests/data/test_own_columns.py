@@ -3,7 +3,9 @@
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from onerec_jax import files
 from onerec_jax.config import PrepareConfig
 from onerec_jax.data import prepare, shards
 
@@ -172,3 +174,12 @@ def test_data_prepared_before_a_setting_came_are_still_current(tmp_path):
     prints.append(manifest["fingerprint"])
   assert prints[0] == "6f455cb9d9d0"
   assert prints[1] != prints[0]
+  # Without naming events it is refused, not trained without them.
+  prepare.prepare(PrepareConfig(dataset="tables", events=str(log)), tmp_path)
+  directory = tmp_path / prepare.PREPARED
+  manifest = files.read_json(directory / shards.MANIFEST)
+  del manifest["prepare"]["user_ids"]
+  files.write_json(directory / shards.MANIFEST, manifest)
+  with pytest.raises(ValueError, match="prepare.user_ids=False"):
+    prepare.prepare(PrepareConfig(dataset="tables", user_ids=True), tmp_path)
+  prepare.prepare(PrepareConfig(dataset="tables"), tmp_path)
