@@ -102,10 +102,11 @@ def meshes(size: str, topology: str, best: Way) -> list[Way]:
   """
   if size == sizes.EXPERTS and not topology.startswith("v5p"):
     return []  # Half an hour of compiling.
-  fewer = _SHARED if best.fsdp == 1 else best.fsdp // 4
+  if best.fsdp == 1:
+    return [dataclasses.replace(best, fsdp=_SHARED)]
   found = [
     dataclasses.replace(best, fsdp=fsdp)
-    for fsdp in (fewer, _TOPOLOGIES[topology])
+    for fsdp in (best.fsdp // 4, _TOPOLOGIES[topology])
   ]
   if size in _ALL_HEADS:
     found.append(dataclasses.replace(best, fsdp=best.fsdp // 2, tensor=2))
