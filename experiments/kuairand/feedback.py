@@ -11,9 +11,9 @@ Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
 likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
 GBPO on every logged row, +1 for a like and −1 for a hate; `pairs` puts a user's
 likes above the hates of the same row instead; `duration` is V2's reward, +1 for
-what was played longest for its length; `imitate`, for as
-many steps without feedback, is what those are to be compared with.
-docs/alignment.md has cost and figures.
+what was played longest for its length; `imitate`, for as many steps without
+feedback, is what those are to be compared with. docs/alignment.md has cost and
+figures.
 """
 
 from experiments.kuairand import lazy_decoder
