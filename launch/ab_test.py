@@ -30,6 +30,10 @@ _UPDATES = absl_flags.DEFINE_integer(
 _RATE = absl_flags.DEFINE_float(
   "learning_rate", 0.0, "Of these; 0: a tenth of the run's own.", 0.0
 )
+_SAMPLES = absl_flags.DEFINE_enum(
+  "samples", "own", online.SAMPLES, "Whose days join the log that an arm's "
+  "models train on: its own, or those that the logging policy would have had.",
+)  # fmt: skip
 _OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for the results.")
 absl_flags.adopt_module_key_flags(flags)
 
@@ -44,7 +48,7 @@ def main() -> None:
     runs.say_if_stopped(flags.workdir(), name)
   settings = online.Settings(
     _DAYS.value, _FROM_DAY.value, _UPDATES.value, _RATE.value,
-    pathlib.Path(_OUTPUT.value),
+    _SAMPLES.value, pathlib.Path(_OUTPUT.value),
   )  # fmt: skip
   online.ab_test(flags.workdir(), _CONTROL.value, _TREATMENT.value, settings)
 

@@ -5,7 +5,9 @@ the same moments and answer by the same random numbers in every arm (common
 random numbers), so that each user is compared with themselves; what differs is
 what they are shown. After each day the arm's events join its log, the log is
 prepared again, and the arm's models go on training on it: same catalogue, same
-semantic IDs, same codes of features.
+semantic IDs, same codes of features. Or what joins is what the policy that made
+the log would have shown that day, in a copy of the world of its own: a stream
+without the arm's own samples (OneRec-V2, arXiv 2508.20900, Table 6).
 """
 
 import dataclasses
@@ -36,6 +38,8 @@ from onerec_jax.simulation.world import World
 from onerec_jax.tokenizer import histories as lifelong_histories
 from onerec_jax.training import optimizer
 
+SAMPLES = ("own", "logging")
+"""What may join an arm's log: its own days, or those of the logging policy."""
 _NEVER_MS = DAY_ZERO_MS + 100_000 * DAY_MS
 
 
@@ -113,6 +117,7 @@ class Settings:
     updates: steps that each model trains on after each day; 0: it is frozen.
     learning_rate: of these; 0: a tenth of the run's own peak (INFERRED; V1
       anneals for its reinforcement stage too).
+    samples: of SAMPLES: whose days the models train on.
     directory: for the arms' logs.
   """
 
@@ -120,6 +125,7 @@ class Settings:
   from_day: int
   updates: int
   learning_rate: float
+  samples: str
   directory: pathlib.Path
 
 
@@ -154,15 +160,20 @@ def play(
         settings.directory / f"arm_{place}",
       )  # fmt: skip
     logs.append(found)
-  states = [state] * len(arms)
+  states, before = [state] * len(arms), state
+  logging = policies.LoggingPolicy.create(world)
   days: list[list[Events]] = [[] for _ in arms]
   for day in progress.track(range(settings.days), "serving", transient=True):
+    joins = None
+    if settings.updates and settings.samples == "logging":
+      before, joins = step(world, before, logging)
     for place, arm in enumerate(arms):
       states[place], today = step(world, states[place], arm.policy, arm.observe)
       days[place].append(today)
       # The last day's feedback would train nobody's next day.
       if logs[place] is not None and day + 1 < settings.days:
-        _learn(arm, logs[place].append(today), workdir, settings, day)
+        prepared = logs[place].append(today if joins is None else joins)
+        _learn(arm, prepared, workdir, settings, day)
   return days
 
 

@@ -117,7 +117,10 @@ def begun():
 
 
 def _settings(folder, **changes):
-  values = {"days": 2, "from_day": 3, "updates": 0, "learning_rate": 0.0}
+  values = {
+    "days": 2, "from_day": 3, "updates": 0, "learning_rate": 0.0,
+    "samples": "own",
+  }  # fmt: skip
   return online.Settings(**{**values, **changes}, directory=folder)
 
 
@@ -295,6 +298,23 @@ def test_closing_the_loop_trains_on_and_keeps_the_codes(
   assert not np.array_equal(played[0][0].item, played[1][0].item)
   for place, days in enumerate(played):
     _check_log(tmp_path / f"arm_{place}", [events, *days[:2]])
+
+
+def test_what_joins_may_be_what_the_logging_policy_would_have_shown(
+  served, workdir, begun, tmp_path
+):
+  """Its days, in a world of its own, and none of the arm's."""
+  world, state, events = begun
+  arm, learned = _anew(served, world), []
+  model = copy.copy(arm.models[0])
+  model.learn = lambda *given: learned.append(given)
+  online.play(
+    [dataclasses.replace(arm, models=(model,))], workdir, world, state, events,
+    _settings(tmp_path, updates=1, days=3, samples="logging"),
+  )  # fmt: skip
+  assert len(learned) == 2
+  whole = run(world, LoggingPolicy.create(world), 5)[1]
+  _check_log(tmp_path / "arm_0", [whole])
 
 
 def _check_log(directory, logged):

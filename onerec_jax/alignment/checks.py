@@ -3,11 +3,18 @@
 import math
 from collections.abc import Callable, Iterator, Mapping
 
+import jax
 from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
 from onerec_jax import files
-from onerec_jax.alignment import feedback, objectives, rewards, rollouts
+from onerec_jax.alignment import (
+  feedback,
+  objectives,
+  reward_models,
+  rewards,
+  rollouts,
+)
 from onerec_jax.alignment_config import AlignmentConfig
 from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
@@ -15,6 +22,7 @@ from onerec_jax.models import generator
 
 _POSITIVE = "must be above 0", lambda x: x > 0
 _NOT_NEGATIVE = "must be at least 0", lambda x: x >= 0
+_WEIGHT = "must be at least 0 and finite", lambda x: 0 <= x < math.inf
 _SHARE = "must be in [0, 1]", lambda x: 0 <= x <= 1
 
 _BOUNDS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
@@ -24,6 +32,12 @@ _BOUNDS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
   "noise": ("must be in [0, 0.5)", lambda x: 0 <= x < 0.5),
   "epsilon": _NOT_NEGATIVE,
   "delta": _NOT_NEGATIVE,
+  # 0 is a control's.
+  "weight": _WEIGHT,
+  "feedback_weight": _WEIGHT,
+  "format_weight": _WEIGHT,
+  "likelihood": _WEIGHT,
+  "margin": ("must be finite", math.isfinite),
   "sync_every": _NOT_NEGATIVE,
   "gate": _NOT_NEGATIVE,
   "share": _SHARE,
@@ -36,7 +50,7 @@ def check(system: assemble.System, workdir: files.PathLike) -> None:
   """Refuses what could not be aligned, before anything is compiled.
 
   Raises:
-    FileNotFoundError: there is no such start.
+    FileNotFoundError: there is no such start or reward model.
     ValueError: what does not fit, and what to change.
   """
   settings = system.config.alignment
@@ -47,7 +61,7 @@ def check(system: assemble.System, workdir: files.PathLike) -> None:
     )
   _check_start(system, workdir)
   known = sorted([*objectives.PAIRS, *objectives.GROUPS])
-  for told in _about_numbers(settings):
+  for told in (*_about_numbers(settings), *_about_unread(settings)):
     raise ValueError(f"alignment.{told}")
   if settings.objective:
     if settings.objective not in known:
@@ -61,6 +75,8 @@ def check(system: assemble.System, workdir: files.PathLike) -> None:
       *_about_rewards(settings),
     ):
       raise ValueError(f"alignment.{told}")
+    for name in rewards.runs_of(settings.rewards):
+      reward_models.check_lifelong(workdir, name, system)
   elif not settings.feedback:
     raise ValueError(
       "neither alignment.objective nor alignment.feedback is set, so there is "
@@ -116,6 +132,28 @@ def _about_numbers(settings: AlignmentConfig) -> Iterator[str]:
     value = getattr(settings, name)
     if not within(value):
       yield f"{name}={value} {bounds}"
+
+
+def _about_unread(settings: AlignmentConfig) -> Iterator[str]:
+  """What is set and would not be read."""
+  if not settings.objective:
+    for name in ("rewards", "suppressed", "format_samples"):
+      value = getattr(settings, name)
+      if value:
+        yield (
+          f"{name}={value!r} is about the model's answers, and it is not asked "
+          "for any: set alignment.objective, or leave this out"
+        )
+  if settings.search == "beam" and settings.temperature != 1:
+    yield (
+      f"temperature={settings.temperature} is of samples: set "
+      "alignment.search=sample, or leave it at 1"
+    )
+  if settings.logged_policy and settings.feedback_loss == "pairs":
+    yield (
+      "logged_policy=True is read by alignment.feedback_loss=gbpo, not by "
+      "pairs: set that, or leave this out"
+    )
 
 
 def _about_requests(config: config_lib.Config) -> Iterator[str]:
@@ -196,9 +234,26 @@ def _about_format(system: assemble.System) -> Iterator[str]:
     )
 
 
+def _about_label(name: str) -> Iterator[str]:
+  """What is wrong with a label as feedback."""
+  signals = {label: signal for signal, label in feedback.SIGNALS.items()}
+  if name in signals:
+    yield (
+      f"feedback={name!r} is a number and no flag: set {signals[name]!r}, "
+      "which gives +1 to the largest quarter of it"
+    )
+  if name in feedback.NO_OPINIONS:
+    yield (
+      f"feedback={name!r} says nothing of what users liked: set one of "
+      f"{sorted(feedback.SIGNALS)} or a flag of the data, as 'like'"
+    )
+
+
 def _check_feedback(system: assemble.System) -> None:
   """Refuses feedback that batches will not carry."""
   settings = system.config.alignment
+  for told in _about_label(settings.feedback):
+    raise ValueError(f"alignment.{told}")
   if not system.config.pipeline.labels:
     raise ValueError(
       f"alignment.feedback={settings.feedback!r} reads labels: set "
@@ -217,7 +272,15 @@ def _check_feedback(system: assemble.System) -> None:
   have = pipeline.training_rows(system.prepared, system.config.pipeline)[0]
   missing = sorted(set(needed) - set(have["labels"]))
   if missing:
+    made = "; ".join(map(feedback.made_of, missing))
     raise ValueError(
       f"alignment.feedback={settings.feedback!r} needs the labels {missing}, "
-      f"and the data have {sorted(have['labels'])}"
+      f"and the data have {sorted(have['labels'])}; {made}: prepare tables "
+      "with these (docs/your_data.md), or set what the data have"
+    )
+  if "dislike" not in have["labels"] and jax.process_index() == 0:
+    print(
+      f"{system.config.name}: the events have no column dislike, so no target "
+      "has a negative advantage; prepare the data with one, unless that is "
+      "meant"
     )

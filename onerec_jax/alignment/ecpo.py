@@ -22,11 +22,47 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+ROUNDING = 1e-6
+"""Differences of rewards below so much of the largest of their group, or of 1,
+count as none: divided by them, rounding errors would become advantages."""
+
+
+def rounding(
+  rewards: Float[Array, "*batch R"], legal: Bool[Array, "*batch R"]
+) -> Float[Array, "*batch 1"]:
+  """What rewards of a group differ by although they are alike."""
+  size = jnp.where(legal, jnp.abs(rewards), 0.0)
+  return ROUNDING * jnp.maximum(jnp.max(size, axis=-1, keepdims=True), 1.0)
+
+
+def spread(
+  rewards: Float[Array, "*batch R"], legal: Bool[Array, "*batch R"]
+) -> tuple[Float[Array, "*batch R"], Float[Array, "*batch 1"]]:
+  """Distances to the group's mean, and their standard deviation.
+
+  The latter is 0 where it is no more than rounding.
+
+  Args:
+    rewards: of a group's answers.
+    legal: those that are part of it; the distance of others is 0.
+  """
+  # From the best down, so that equal rewards differ by nothing: the rounded
+  # mean of large ones need not be any of them.
+  best = jnp.max(jnp.where(legal, rewards, -jnp.inf), axis=-1, keepdims=True)
+  below = jnp.where(legal, rewards - best, 0.0)
+  # 1, not 0, answers: an empty group's mean would be NaN.
+  count = jnp.maximum(jnp.sum(legal, axis=-1, keepdims=True), 1)
+  mean = jnp.sum(below, axis=-1, keepdims=True) / count
+  centred = jnp.where(legal, below - mean, 0.0)
+  square = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / count
+  deviation = jnp.sqrt(square)
+  known = deviation > rounding(rewards, legal)
+  return centred, jnp.where(known, deviation, 0.0)
+
 
 def advantages(
   rewards: Float[Array, "*batch R"],
   legal: Bool[Array, "*batch R"] | None = None,
-  floor: float = 1e-6,
 ) -> Float[Array, "*batch R"]:
   """Rewards standardised in their group; zeros where all are alike.
 
@@ -34,20 +70,12 @@ def advantages(
     rewards: of a group's answers.
     legal: the answers that have a reward; others have advantage 0 and are not
       part of the group. None: all.
-    floor: a standard deviation below it counts as none: dividing by it would
-      make advantages of rounding errors.
   """
   if legal is None:
     legal = jnp.ones(rewards.shape, bool)
-  rewards = rewards.astype(jnp.float32)
-  of_group = dict(axis=-1, keepdims=True, where=legal)
-  # 1, not 0, answers: an empty group's mean would be NaN.
-  count = jnp.maximum(jnp.sum(legal, axis=-1, keepdims=True), 1)
-  centred = rewards - jnp.sum(rewards, **of_group) / count
-  deviation = jnp.sqrt(jnp.sum(jnp.square(centred), **of_group) / count)
-  return jnp.where(
-    legal & (deviation > floor), centred / jnp.maximum(deviation, floor), 0.0
-  )
+  centred, deviation = spread(rewards.astype(jnp.float32), legal)
+  some = deviation > 0
+  return jnp.where(some, centred / jnp.where(some, deviation, 1.0), 0.0)
 
 
 def grpo(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from onerec_jax.alignment import gbpo, rewards
 from onerec_jax.data import batch as batch_lib
+from onerec_jax.data import schema
 from onerec_jax.data.batch import Batch
 
 LOSSES = ("gbpo", "pairs")
@@ -21,10 +22,26 @@ SIGNALS = {"duration": "play_quantile", "play_time": "play_time_ms"}
 positive: the place of a play time among the user's own of like durations, or
 the play time as it is, which favours long videos."""
 
+NO_OPINIONS = ("log_probability", "weight")
+"""Labels that say nothing of what users liked."""
+
 
 def label_of(feedback: str) -> str:
   """The label that a kind of feedback reads."""
   return SIGNALS.get(feedback, feedback)
+
+
+def made_of(label: str) -> str:
+  """Says what in the tables a label is made of; for messages."""
+  if label == "play_quantile":
+    return f"{label} is made of the events' play_time_ms and items' duration_ms"
+  columns = (*schema.FLAGS, "play_time_ms", "log_probability")
+  if label in columns or label.startswith(schema.STAGE_PREFIX):
+    return f"{label} is a column of the events"
+  return (
+    f"{label} is no flag; flags are the events' columns "
+    f"{', '.join(schema.FLAGS)} and {schema.STAGE_PREFIX}…"
+  )
 
 
 def advantages(

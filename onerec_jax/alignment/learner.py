@@ -209,8 +209,14 @@ def _ask(
     model, sampler, requests, catalogue, index, of_search, config
   )
   earned = reward(requests, answers.items)
-  group = make_group(requests, answers, earned, of_format, config)
-  return group, _figures(answers, earned)
+  # Of no number there is no mean, and one would silence its whole group.
+  judged = answers.replace(legal=answers.legal & jnp.isfinite(earned))
+  group = make_group(requests, judged, earned, of_format, config)
+  figures = _figures(judged, earned)
+  figures["legality"] = jnp.mean(answers.legal)
+  unjudged = jnp.sum(answers.legal) - jnp.sum(judged.legal)
+  figures["unjudged"] = unjudged / jnp.maximum(jnp.sum(answers.legal), 1)
+  return group, figures
 
 
 def make_group(
@@ -263,16 +269,14 @@ def _figures(
   legal = answers.legal
   count = jnp.maximum(jnp.sum(legal, axis=1), 1)
   mean = lambda x: jnp.sum(jnp.where(legal, x, 0.0), axis=1) / count
-  center = mean(earned)
-  spread = jnp.sqrt(mean(jnp.square(earned - center[:, None])))
+  spread = ecpo.spread(earned, legal)[1][:, 0]
   best = jnp.max(jnp.where(legal, earned, -jnp.inf), axis=1)
   found = {
-    "legality": jnp.mean(legal, axis=1),
     "entropy": mean(-answers.log_probability),
-    "reward_mean": center,
+    "reward_mean": mean(earned),
     "reward_max": jnp.where(jnp.any(legal, axis=1), best, 0.0),
     "reward_spread": spread,
-    "zero_spread": spread <= 1e-6,
+    "zero_spread": spread == 0,
   }
   return {name: jnp.mean(values) for name, values in found.items()}
 

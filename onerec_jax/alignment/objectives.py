@@ -76,7 +76,7 @@ def pairs_of(
 
   Returns:
     Their places, and whether each of the worse ones earned less than the best:
-    where rewards are alike there is nothing to prefer.
+    where rewards are alike but for rounding there is nothing to prefer.
   """
   best = jnp.argmax(jnp.where(legal, rewards, -jnp.inf), axis=1)[:, None]
   order = jnp.argsort(jnp.where(legal, rewards, jnp.inf), axis=1)
@@ -84,7 +84,8 @@ def pairs_of(
   earned = jnp.take_along_axis(
     jnp.where(legal, rewards, jnp.inf), places, axis=1
   )
-  return places, jnp.all(earned[:, 1:] < earned[:, :1], axis=1)
+  least = ecpo.rounding(rewards, legal)
+  return places, jnp.all(earned[:, :1] - earned[:, 1:] > least, axis=1)
 
 
 def loss(

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
 from onerec_jax.alignment import rewards
+from onerec_jax.data import snapshots
 from onerec_jax.data.batch import Batch, Catalogue
 from onerec_jax.inference import assemble
 from onerec_jax.models import reward as reward_lib
@@ -101,6 +102,44 @@ def load(
   catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
   value = _Value(model, tuple(sorted(weights.items())))
   return jax.tree_util.Partial(value, params, catalogue)
+
+
+def check_lifelong(
+  workdir: files.PathLike, name: str, asking: assemble.System
+) -> None:
+  """Refuses a reward model of other compressed histories than it would get.
+
+  It is given those of the model to be aligned. Pathways and data are compared
+  by `load`; what histories are compressed with is in neither.
+
+  Args:
+    workdir: the work directory.
+    name: of the reward model's run.
+    asking: the model to be aligned.
+
+  Raises:
+    FileNotFoundError: there is no such run.
+    ValueError: it was trained on others.
+  """
+  record = assemble.read_record(workdir, name)
+  own = config_lib.from_dict(record["config"])
+  if not own.pipeline.pathways.lifelong:
+    return
+  read = snapshots.fingerprint(
+    own.lifelong,
+    own.pipeline.pathways.lifelong,
+    asking.prepared.manifest["fingerprint"],
+    record["semantic_ids"],
+  )
+  given = assemble.snapshots_name(
+    asking.config, asking.prepared, asking.semantic_ids
+  )
+  if read != given:
+    raise ValueError(
+      f"{name} was trained on other compressed histories than those of the "
+      "model to be aligned, which it is asked about; train both on the same "
+      "pipeline.pathways.lifelong, lifelong and semantic IDs"
+    )
 
 
 def _check_histories(

@@ -10,6 +10,7 @@ candidates are [B, R, m]. Item 0 is no item: what it earns is not looked at, as
 illegal IDs have rewards of their own (`format_advantages`).
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
@@ -25,10 +26,15 @@ def parse(text: str) -> tuple[str, float]:
   """`name=weight` → both; a name alone weighs 1.
 
   Raises:
-    ValueError: the weight is no number.
+    ValueError: there is no name, or the weight is no finite number.
   """
   name, _, weight = text.partition("=")
-  return name, float(weight or 1)
+  if not name:
+    raise ValueError("names no reward; want name=weight")
+  value = float(weight or 1)
+  if not math.isfinite(value):
+    raise ValueError(f"the weight {weight} is not finite; want a number")
+  return name, value
 
 
 def runs_of(texts: Sequence[str]) -> list[str]:

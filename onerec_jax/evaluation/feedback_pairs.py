@@ -78,12 +78,14 @@ def judged(
   Raises:
     ValueError: the data has no such flag, or no user has both.
   """
-  known = prepared.manifest["event_features"]
+  specs = prepared.manifest["bucketing"]["event"]
+  # Buckets of other features may be _TRUE too: of a rating, of a play time.
+  known = sorted(name for name in specs if specs[name]["kind"] == "flag")
   for name in (good, bad):
     if name not in known:
       raise ValueError(
-        f"the events have no flag {name!r}, only {sorted(known)}; name others "
-        "with --good and --bad"
+        f"the events have no flag {name!r}, only {known}; name others with "
+        "--good and --bad"
       )
   found, counts = [], prepared.item_counts
   for index in range(len(prepared)):

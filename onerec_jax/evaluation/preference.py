@@ -20,10 +20,13 @@ distance to the oracle is an upper bound.
 
 A maximum over W sessions grows with W: it is left out where all models answer
 with one, and not compared with a model that answers with another number.
+
+Where there is no world a reward model is the judge (judged.py): the answers and
+the comparison are these.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,6 +35,7 @@ import rich
 import rich.box
 import rich.table
 from jax.sharding import Mesh
+from jaxtyping import Int
 
 from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
@@ -54,7 +58,7 @@ Answer = Callable[[Batch, np.ndarray], Any]
 
 @dataclasses.dataclass(frozen=True)
 class Preference:
-  """What one model's sessions are worth.
+  """What one model's sessions are worth to a judge.
 
   Attributes:
     name: of the run.
@@ -62,8 +66,8 @@ class Preference:
     number: [Q] which request of the user.
     sessions: [Q, W, m] dense items, best first.
     values: figure → float32 [Q, W]; see the module docstring.
-    log: figure → [Q], of what the log shows at these requests.
-    oracle: figure → [Q], of the greedy oracle.
+    log: as `columns`, of what the log shows at these requests.
+    oracle: as `columns`, of the greedy oracle; empty: nobody knows.
   """
 
   name: str
@@ -80,17 +84,33 @@ class Preference:
     return self.sessions.shape[1]
 
   def columns(self) -> dict[str, np.ndarray]:
-    """Figure → [Q]: mean and maximum over the sessions of each request."""
-    found = {}
-    for name, value in self.values.items():
-      found[f"{name}_mean"] = value.mean(axis=1)
-      if name != "duration_s":  # nobody wants the longest
-        found[f"{name}{_MAX}"] = value.max(axis=1)
-    return found
+    """Column → [Q]: `columns` of the values."""
+    return columns(self.values)
+
+
+def columns(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Means and maxima over the answers to each request.
+
+  Args:
+    values: figure → [Q, W].
+
+  Returns:
+    `<figure>_mean`, `<figure>_max` → [Q].
+  """
+  found = {}
+  for name, value in values.items():
+    found[f"{name}_mean"] = value.mean(axis=1)
+    if name != "duration_s":  # nobody wants the longest
+      found[f"{name}{_MAX}"] = value.max(axis=1)
+  return found
 
 
 def make_answer(
-  system: assemble.System, params: Any, mesh: Mesh, width: int
+  system: assemble.System,
+  params: Any,
+  mesh: Mesh,
+  width: int,
+  items: int | None = None,
 ) -> Answer:
   """The sessions of a model; see the module docstring.
 
@@ -99,9 +119,10 @@ def make_answer(
     params: its parameters.
     mesh: the devices the rows of a batch are spread over.
     width: W of a session model.
+    items: m of a point-wise one; None: its `pipeline.session_items`.
   """
   model, index = system.model, system.index
-  m = system.config.pipeline.session_items
+  m = items or system.config.pipeline.session_items
   beam = max(width, system.config.evaluation.beam_width)
   catalogue = jax.device_put(system.catalogue, partitioning.replicated(mesh))
   rows = partitioning.batch_sharding(mesh)
@@ -132,6 +153,36 @@ def make_answer(
   return answer
 
 
+def ask(
+  answer: Answer,
+  prepared: shards.PreparedData,
+  requests: held_out.Requests,
+  config: config_lib.Config,
+  progress: bool = True,
+) -> Int[np.ndarray, "Q W m"]:
+  """The sessions that a model answers requests with.
+
+  Args:
+    answer: of `make_answer`, or any other.
+    prepared: the data.
+    requests: of these data.
+    config: the model's.
+    progress: whether to show a bar.
+  """
+  size, parts = sessions.batch_size(config), []
+  known = prepared.item_counts > 0
+  with protocol.bar_of(progress) as bar:
+    task = bar.add_task(f"sessions of {config.name}", total=len(requests))
+    for batch, rows in held_out.batches(
+      prepared, requests, config.pipeline, 1, size
+    ):
+      allowed = sessions.allowed_items(prepared, requests, rows, known, size)
+      found = answer(batch, allowed)
+      parts.append(np.asarray(found, np.int32)[: len(rows)])
+      bar.update(task, advance=len(rows))
+  return np.concatenate(parts)
+
+
 def measure(
   answer: Answer,
   prepared: shards.PreparedData,
@@ -159,20 +210,9 @@ def measure(
       f"{config.name} was trained on {config.prepare.dataset}: true preference "
       "is known of the data set 'simulator' alone"
     )
-  m, size = config.pipeline.session_items, sessions.batch_size(config)
+  m = config.pipeline.session_items
   requests = held_out.requests(prepared, splits.HELD_OUT[split], m, limit)
-  known = prepared.item_counts > 0
-  parts = []
-  with protocol.bar_of(progress) as bar:
-    task = bar.add_task(f"sessions of {config.name}", total=len(requests))
-    for batch, rows in held_out.batches(
-      prepared, requests, config.pipeline, m, size
-    ):
-      allowed = sessions.allowed_items(prepared, requests, rows, known, size)
-      found = answer(held_out.first_of_session(batch), allowed)
-      parts.append(np.asarray(found, np.int32)[: len(rows)])
-      bar.update(task, advance=len(rows))
-  shown = np.concatenate(parts)
+  shown = ask(answer, prepared, requests, config, progress)
   worth = sessions.true_values(
     prepared, requests, shown, config.prepare.simulation, config.name
   )
@@ -182,17 +222,18 @@ def measure(
     requests.number.astype(np.int32),
     shown,
     _figures(worth, shown.shape[2], ""),
-    _figures(worth, shown.shape[2], "logged_"),
-    _figures(worth, shown.shape[2], "oracle_"),
+    columns(_figures(worth, shown.shape[2], "logged_")),
+    columns(_figures(worth, shown.shape[2], "oracle_")),
   )
 
 
 def _figures(
   worth: dict[str, np.ndarray], m: int, prefix: str
 ) -> dict[str, np.ndarray]:
-  of = {name: worth[prefix + name] for name in _SOURCE.values()}
-  values = {figure: of[name] for figure, name in _SOURCE.items()}
-  return values | {"vtr": values["vtr"] / m}
+  """Figure → [Q, W]; of the log and of the oracle W = 1."""
+  of = {figure: worth[prefix + name] for figure, name in _SOURCE.items()}
+  of["vtr"] = of["vtr"] / m
+  return {figure: value.reshape(len(value), -1) for figure, value in of.items()}
 
 
 _SOURCE = {
@@ -217,10 +258,10 @@ def compare(
 
   Returns:
     For each model and figure: `model` (its number), `runs`, `sessions` (W),
-    `figure`, `mean`, `std` (over seeds; None of one), `logged` and `oracle`
-    (the same figure of what the log shows and of the oracle), and but for the
-    first model `difference`, `low`, `high`, `above_zero`; `queries`. See the
-    module docstring for maxima.
+    `items` (m), `figure`, `mean`, `std` (over seeds; None of one), `logged` and
+    `oracle` (the same figure of what the log shows and of the oracle, where
+    there is one), and but for the first model `difference`, `low`, `high`,
+    `above_zero`; `queries`. See the module docstring for maxima.
 
   Raises:
     ValueError: they were measured on other requests, or seeds of one model
@@ -242,19 +283,21 @@ def compare(
       spread = None
       if len(seeds) > 1:
         spread = float(figures[:, column].std(ddof=1))
-      figure = name.rsplit("_", 1)[0]
       row = {
         "model": place,
         "runs": [p.name for p in seeds],
         "sessions": seeds[0].width,
+        "items": seeds[0].sessions.shape[2],
         "figure": name,
         "mean": float(figures[:, column].mean()),
         "std": spread,
-        "logged": float(first.log[figure].mean()),
-        "oracle": float(first.oracle[figure].mean()),
         "queries": len(first.user),
       }
-      alike = seeds[0].width == first.width or not name.endswith(_MAX)
+      for shown, of in (("logged", first.log), ("oracle", first.oracle)):
+        if of:
+          row[shown] = float(of[name].mean())
+      alike = seeds[0].sessions.shape == first.sessions.shape
+      alike = alike or not name.endswith(_MAX)
       if place and alike:
         interval = dataclasses.asdict(found[column])
         row |= {"difference": interval.pop("mean"), **interval}
@@ -273,10 +316,11 @@ def _check_alike(models: Sequence[Sequence[Preference]]) -> None:
           f"{first.name} and {one.name} were measured on different requests; "
           "measure both on the same prepared data, split and session length"
         )
-      if one.width != seeds[0].width:
+      was, now = seeds[0].sessions.shape[1:], one.sessions.shape[1:]
+      if was != now:
         raise ValueError(
-          f"{seeds[0].name} answers with {seeds[0].width} sessions, {one.name} "
-          f"with {one.width}: they are no seeds of one model"
+          f"{seeds[0].name} answers with {was[0]} sessions of {was[1]} items, "
+          f"{one.name} with {now[0]} of {now[1]}: no seeds of one model"
         )
 
 
@@ -308,8 +352,9 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
     figure, over = row["figure"], ("", "")
     if row["model"] == 0:
       table.add_section()
-      for judge in ("logged", "oracle"):
-        table.add_row(figure, f"({judge})", f"{row[judge]:.4g}")
+      for shown in ("logged", "oracle"):
+        if shown in row:
+          table.add_row(figure, f"({shown})", f"{row[shown]:.4g}")
     elif "difference" in row:
       ends = f"{row['low']:+.3g} … {row['high']:+.3g}"
       over = f"{row['difference']:+.3g}", ends

@@ -356,6 +356,13 @@ class _Loop:
           "the start, so the gate has nothing to hold the run against: choose "
           "another figure, or mend the start or the validation split"
         )
+      if value == 0 and gate < 1:
+        raise ValueError(
+          f"evaluation.select={self.config.evaluation.select!r} is 0 for the "
+          "start, of which the gate would let a run keep any share: ask more "
+          "users (evaluation.validation_users), choose another figure, train "
+          "the start for longer, or do without a gate (alignment.gate=1)"
+        )
       progress.start = value
     least = progress.start - gate * abs(progress.start)
     if value >= least:

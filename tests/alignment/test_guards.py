@@ -85,6 +85,44 @@ def test_figures_of_two_groups_by_hand(monkeypatch):
   assert want["zero_spread"] == 0.5
 
 
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_what_has_no_reward_leaves_its_group_whole(monkeypatch, bad):
+  """The others are learned from as if it were no item, and it is counted."""
+  rewards, old, ratios = np.moveaxis(np.array(GROUPS, np.float32), -1, 0)
+  config = AlignmentConfig(objective="ecpo", group=6)
+  state, function, batch, catalogue, index = joint_step.start(
+    joint_step.lazy(), config
+  )
+  batch = batch.replace(requests=jax.tree.map(lambda x: x[:2], batch.requests))
+  codes = jnp.zeros((2, 6, 1, len(tiny.CODEBOOK_SIZES)), jnp.int32)
+  new = jnp.asarray(old + np.log(ratios))
+  monkeypatch.setattr(rollouts, "log_probability", lambda *_: new)
+
+  def figures(legal, earned):
+    answers = rollouts.Rollouts(
+      jnp.asarray(legal * 1), codes, jnp.asarray(old), jnp.asarray(legal)
+    )
+    monkeypatch.setattr(rollouts, "answer", lambda *_: answers)
+    reward = jax.tree_util.Partial(lambda *_: jnp.asarray(earned))
+    return joint_step.values(
+      jax.jit(lambda *given: function(*given))(
+        state, batch, catalogue, (index, reward)
+      )[1]
+    )
+
+  fewer = LEGAL.copy()
+  fewer[0, 2] = False
+  rewards[0, 2] = bad
+  found, want = figures(LEGAL, rewards), figures(fewer, rewards)
+  assert found["objective"] == pytest.approx(want["objective"], rel=1e-6)
+  assert want["objective"] != 0
+  for name in ("reward_mean", "reward_spread", "entropy", "kl"):
+    assert found[name] == pytest.approx(want[name], rel=1e-6), name
+  assert found["unjudged"] == pytest.approx(1 / LEGAL.sum())
+  assert want["unjudged"] == 0
+  assert found["legality"] == pytest.approx(LEGAL.mean())
+
+
 def test_the_gate_is_the_alignments():
   config = config_lib.Config(alignment=AlignmentConfig(gate=0.07))
   work = learner.Alignment(config, joint_step.lazy(), lambda: None, 3)

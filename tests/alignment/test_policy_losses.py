@@ -1,11 +1,13 @@
 """GRPO, ECPO and GBPO: formulas in probabilities, bounds, and gradients."""
 
+import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
-from onerec_jax.alignment import ecpo, gbpo
+from onerec_jax.alignment import ecpo, gbpo, objectives
 
 EPSILON, DELTA = 0.2, 0.1
 PROBABILITIES = np.array([1e-30, 1e-6, 1e-3, 0.02, 0.3, 0.49, 0.51, 0.9, 0.999])
@@ -107,6 +109,27 @@ def test_rounding_errors_are_no_spread():
   """Equal rewards as float32 sums give them differ in the last digit."""
   rewards = 0.3 + (jnp.arange(8) % 2 * 3e-8)[None]
   np.testing.assert_array_equal(ecpo.advantages(rewards), 0)
+
+
+@hypothesis.settings(deadline=None)  # the first compiles
+@hypothesis.given(
+  value=st.floats(-1e6, 1e6, width=32),
+  legal=st.lists(st.booleans(), min_size=24, max_size=24),
+)
+def test_equal_rewards_of_any_size_are_no_spread(value, legal):
+  """Their float32 mean need not be any of them."""
+  rewards, legal = jnp.full((1, 24), value), jnp.asarray(legal)[None]
+  np.testing.assert_array_equal(ecpo.advantages(rewards, legal), 0)
+  assert not objectives.pairs_of(rewards, legal, 1)[1].any()
+
+
+def test_pairs_differ_by_more_than_rounding():
+  """A session's reward is the same in any order but for its last digits."""
+  rewards = jnp.asarray([[0.6, 0.6000001, 0.6], [700.0, 700.0001, 699.9]])
+  legal = jnp.ones(rewards.shape, bool)
+  np.testing.assert_array_equal(
+    objectives.pairs_of(rewards, legal, 1)[1], [False, True]
+  )
 
 
 def test_gbpo_of_a_positive_is_the_likelihood():

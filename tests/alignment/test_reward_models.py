@@ -7,6 +7,7 @@ click is .9² + ½ · 2 · .9 · .1 = .9: what is left is chance.
 
 import copy
 import functools
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,9 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax import model_configs, workflow
+from onerec_jax import files, model_configs, semantic_ids, workflow
 from onerec_jax.alignment import reward_models
-from onerec_jax.data import pipeline, splits
+from onerec_jax.data import pipeline, shards, splits
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.evaluation import rewards
 from onerec_jax.inference import assemble
@@ -268,3 +269,44 @@ def test_what_is_no_reward_model_or_reads_otherwise_is_refused(
   monkeypatch.setattr(assemble, "load", lambda *_: (system, None))
   with pytest.raises(ValueError, match="other is a sasrec.*session_reward"):
     reward_models.load(folder, "other")
+
+
+@pytest.mark.parametrize(
+  ("lifelong", "every", "ids", "refused"),
+  [
+    (8, 100, "a", False),
+    (9, 100, "a", True),
+    (8, 99, "a", True),
+    (8, 100, "b", True),
+    (0, 99, "b", False),
+  ],
+)
+def test_other_compressed_histories_are_refused(
+  tmp_path, lifelong, every, ids, refused
+):
+  """Than those of at most 8, at every 100 events, by the semantic IDs a."""
+
+  def config(lifelong, every):
+    c = config_lib.Config(model=MODELS["p_score"])
+    c.pipeline.pathways = config_lib.PathwaysConfig(short=3, lifelong=lifelong)
+    c.lifelong.every = every
+    return c
+
+  asking = mock.Mock(spec=assemble.System)
+  asking.config = config(8, 100)
+  asking.prepared = mock.Mock(spec=shards.PreparedData)
+  asking.prepared.manifest = {"fingerprint": "data"}
+  asking.semantic_ids = mock.Mock(spec=semantic_ids.SemanticIds)
+  asking.semantic_ids.fingerprint = "a"
+  record = {
+    "config": config_lib.to_dict(config(lifelong, every)),
+    "prepared": "data",
+    "semantic_ids": ids,
+  }
+  files.write_json(tmp_path / "models/judge/config.json", record)
+  check = functools.partial(reward_models.check_lifelong, tmp_path)
+  if refused:
+    with pytest.raises(ValueError, match="judge was trained on other compr"):
+      check("judge", asking)
+  else:
+    check("judge", asking)  # without any, `load` compares the pathways

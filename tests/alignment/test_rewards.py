@@ -18,6 +18,34 @@ def by_item(histories, candidates):
   return candidates.astype(jnp.float32)
 
 
+@pytest.mark.parametrize(
+  ("text", "parsed"),
+  [
+    ("p_score", ("p_score", 1.0)),
+    ("p_score/ltr=0.5", ("p_score/ltr", 0.5)),
+    ("mine:reward=-2", ("mine:reward", -2.0)),
+    ("p_score=0", ("p_score", 0.0)),
+  ],
+)
+def test_a_reward_is_named_and_weighed(text, parsed):
+  assert rewards.parse(text) == parsed
+
+
+@pytest.mark.parametrize(
+  ("text", "told"),
+  [
+    ("", "names no reward"),
+    ("=1", "names no reward"),
+    ("p_score=nan", "nan is not finite"),
+    ("p_score=-inf", "-inf is not finite"),
+    ("p_score=much", "could not convert"),
+  ],
+)
+def test_no_name_and_no_number_are_refused(text, told):
+  with pytest.raises(ValueError, match=told):
+    rewards.parse(text)
+
+
 def by_history(histories, candidates):
   seen = jnp.sum(histories.items > 0, axis=1, keepdims=True)
   return jnp.broadcast_to(seen, candidates.shape).astype(jnp.float32)

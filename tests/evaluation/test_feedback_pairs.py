@@ -163,6 +163,12 @@ def test_accuracy_by_loops(judged):
   )
 
 
-def test_an_unknown_flag_is_named(system):
-  with pytest.raises(ValueError, match="no flag 'hate', only.*--bad"):
-    feedback_pairs.judged(system.prepared, splits.TEST, "like", "hate")
+@pytest.mark.parametrize(
+  ("good", "bad", "wrong"), [("like", "hate", "hate"), ("gap", "like", "gap")]
+)
+def test_what_is_no_flag_is_named(system, good, bad, wrong):
+  """`gap` is a feature of events, and no opinion."""
+  assert "gap" in system.prepared.manifest["event_features"]
+  told = rf"no flag '{wrong}', only \['dislike', 'like'\].*--bad"
+  with pytest.raises(ValueError, match=told):
+    feedback_pairs.judged(system.prepared, splits.TEST, good, bad)

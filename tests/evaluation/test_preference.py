@@ -69,7 +69,7 @@ def test_figures_are_the_worlds(system):
     )
     np.testing.assert_allclose(columns[f"{figure}_max"], value.max(axis=1))
     np.testing.assert_allclose(
-      found.oracle[figure], worth[f"oracle_{name}"] / scale, rtol=1e-5
+      found.oracle[f"{figure}_mean"], worth[f"oracle_{name}"] / scale, rtol=1e-5
     )
   # The log's own sessions are those of the prepared requests.
   same = np.asarray([items[:3] for items in requests.items]) - 1
@@ -77,8 +77,8 @@ def test_figures_are_the_worlds(system):
     world, LoggingPolicy.create(world), users,
     requests.number.astype(np.int64), same.astype(np.int32),
   )  # fmt: skip
-  np.testing.assert_allclose(found.log["swt"], again["watch_s"], rtol=1e-5)
-  assert found.oracle["clicks"].mean() > found.values["clicks"].mean()
+  np.testing.assert_allclose(found.log["swt_mean"], again["watch_s"], rtol=1e-5)
+  assert found.oracle["clicks_mean"].mean() > found.values["clicks"].mean()
 
 
 def test_better_sessions_are_told_from_worse(system):
@@ -132,7 +132,7 @@ def test_the_log_and_the_oracle_show_as_many_items(system):
   requests = held_out.requests(system[0], splits.TEST, 2, 30)
   lengths = [world.item_duration[i[:2] - 1].mean() for i in requests.items]
   np.testing.assert_allclose(
-    found.log["duration_s"], np.asarray(lengths) / 1000, rtol=1e-5
+    found.log["duration_s_mean"], np.asarray(lengths) / 1000, rtol=1e-5
   )
 
 

@@ -177,9 +177,10 @@ def test_the_best_validation_is_kept_and_training_stops_early(tiny, tmp_path):
   )
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
 def test_a_start_without_a_figure_cannot_be_gated(tiny, tmp_path, value):
-  with pytest.raises(ValueError, match=f"ndcg@10' is {value} for the start"):
+  told = f"ndcg@10' is {value:.0f} for the start"
+  with pytest.raises(ValueError, match=told):
     _train(tiny, tmp_path, lambda _: {"ndcg@10": value}, gate=0.1)
   assert not checkpoint.steps(tmp_path / "checkpoints")
 
