@@ -21,8 +21,9 @@ legality   600 steps on free beams without a gate, the objective weighing a
            and on the 5 most probable; and 400 steps on 20 at five times its
            weight from where ECPO without it had ended
 collapse   ECPO, GBPO on feedback, and both, at rates ×1, ×3, ×10 that decay to
-           zero, as the start's did; GBPO alone three times as heavy as in
-           `items`, where it gains less than imitation at such rates loses
+           zero, as the start's did, with a gate of 3%; GBPO alone three times as
+           heavy as in `items`, where it gains less than imitation at such rates
+           loses
 catalogue  starts, P-Score and ECPO on groups of 32 to 2,048 in a world of
            20,000 items: hours of CPU, in a work directory of its own, since
            its runs are named as those of `items` and `groups`
@@ -189,9 +190,9 @@ def _collapse() -> Runs:
     "gbpo": sweep.changed(gbpo.get_config("duration"), heavy),
     "both": gbpo.get_config("both"),
   }
-  decaying = {"optimizer.schedule": "cosine"}
+  careful = {"optimizer.schedule": "cosine", "alignment.gate": 0.03}
   return {
-    f"collapse_{name}_x{rate}": _at_rate(sweep.changed(c, decaying), rate)
+    f"collapse_{name}_x{rate}": _at_rate(sweep.changed(c, careful), rate)
     for rate in RATES
     for name, c in variants.items()
   }
