@@ -3,8 +3,9 @@ r"""How often runs prefer what users liked to what they disliked.
   python -m launch.feedback_pairs --workdir=runs/kuairand \
     --runs=sft,aligned --output=pairs.json
 
-All pairs of a liked and a disliked later event of a user; the first run is the
-one that others are compared with.
+All pairs of a liked and a disliked later event of a user. The first is what the
+others are compared with; `+` joins seeds of one model; `popularity` is the
+baseline, how often training names an item.
 """
 
 import rich
@@ -13,12 +14,14 @@ from absl import flags as absl_flags
 
 from launch import flags
 from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning
+from onerec_jax import files, partitioning, workflow
 from onerec_jax.data import splits
 from onerec_jax.evaluation import feedback_pairs
 from onerec_jax.inference import assemble
 
-_RUNS = absl_flags.DEFINE_list("runs", [], "Names of runs, the baseline first.")
+_RUNS = absl_flags.DEFINE_list(
+  "runs", [], "Runs; the first is what the others are compared with."
+)
 _SPLIT = absl_flags.DEFINE_enum(
   "split", "test", ["validation", "test"], "Which events are judged."
 )
@@ -35,14 +38,23 @@ def main() -> None:
   if not _RUNS.value:
     raise app.UsageError("name the runs: --runs=sft,aligned")
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
-  asked, found = [], {}
-  for name in _RUNS.value:
+  asked, each = [], {}
+  names = [*dict.fromkeys("+".join(_RUNS.value).split("+"))]
+  if names == [workflow.POPULARITY]:
+    raise app.UsageError("popularity is judged beside a run; name one, too")
+  for name in sorted(names, key=lambda name: name == workflow.POPULARITY):
+    if name == workflow.POPULARITY:
+      each[name] = feedback_pairs.popularity(system, asked)
+      continue
     system, params = assemble.load(flags.workdir(), name, mesh)
     asked = asked or feedback_pairs.judged(
       system.prepared, splits.HELD_OUT[_SPLIT.value], _GOOD.value, _BAD.value
     )
-    found[name] = feedback_pairs.scores(system, params, asked, mesh)
-  rows = feedback_pairs.compare(asked, found)
+    each[name] = feedback_pairs.scores(system, params, asked, mesh)
+  rows = feedback_pairs.compare(
+    asked,
+    {name: [each[seed] for seed in name.split("+")] for name in _RUNS.value},
+  )
   rich.print(feedback_pairs.table(rows))
   if _OUTPUT.value:
     files.write_json(_OUTPUT.value, {"split": _SPLIT.value, "runs": rows})

@@ -8,6 +8,8 @@ r"""Recommends with a trained run.
 The file, Parquet or CSV, has user_id and in Parquet perhaps history (lists of
 item ids); the output, either too, has user_id, rank, item_id, score, title.
 --new_items=<semantic IDs> also knows items that launch.tokenize added.
+--ranker=p_score, a reward model's run, ranks the --beam_width items that the
+run finds, and scores are then its values (docs/rewards.md).
 """
 
 import rich
@@ -30,6 +32,9 @@ _USERS_FILE = absl_flags.DEFINE_string(
 _OUTPUT = absl_flags.DEFINE_string("output", "", ".parquet or .csv to write.")
 _K = absl_flags.DEFINE_integer("k", 10, "Items a user.", short_name="k")
 _BEAM_WIDTH = absl_flags.DEFINE_integer("beam_width", None, "Default: as run.")
+_RANKER = absl_flags.DEFINE_string(
+  "ranker", "", "Run of a reward model that ranks the --beam_width items found."
+)
 _FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
 _ON_UNKNOWN = absl_flags.DEFINE_enum(
   "on_unknown", "error", ["error", "skip"], "Ids the data does not have."
@@ -48,6 +53,11 @@ def main() -> None:
     raise app.UsageError(
       "give --user or --history (or both), or --users_file with --output"
     )
+  if _NEW_ITEMS.value and _RANKER.value:
+    raise app.UsageError(
+      "--ranker was trained without the items of --new_items and cannot rank "
+      "them; leave one of the two out"
+    )
   flags.start()
   requests = [Request(_HISTORY.value, _USER.value)]
   if not one:
@@ -57,7 +67,7 @@ def main() -> None:
   if _NEW_ITEMS.value:
     recommender = new_items.recommender(*named, _NEW_ITEMS.value)
   else:
-    recommender = Recommender.load(*named)
+    recommender = Recommender.load(*named, ranker=_RANKER.value)
   items, scores = recommender.recommend(
     requests, _K.value, _BEAM_WIDTH.value, _FILTER_SEEN.value,
     _ON_UNKNOWN.value, progress=not one,

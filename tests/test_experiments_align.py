@@ -35,6 +35,7 @@ def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
   assert settings.constrained or not config.model.constrained_softmax
   assert settings.format_samples <= settings.group
   assert not list(checks._about_numbers(settings))
+  assert not list(checks._about_unread(settings))
   assert not list(checks._about_requests(config))
   assert not list(checks._about_rewards(settings))
 

@@ -21,9 +21,9 @@ legality   600 steps on free beams without a gate, the objective weighing a
            and on the 5 most probable; and 400 steps on 20 at five times its
            weight from where ECPO without it had ended
 collapse   ECPO, GBPO on feedback, and both, at rates ×1, ×3, ×10 that decay to
-           zero, as the start's did, with a gate of 3%; GBPO alone three times as
-           heavy as in `items`, where it gains less than imitation at such rates
-           loses
+           zero, as the start's did, and a gate of 3%; GBPO alone three times
+           as heavy as in `items`, where it gains less than imitation at such
+           rates loses
 catalogue  starts, P-Score and ECPO on groups of 32 to 2,048 in a world of
            20,000 items: hours of CPU, in a work directory of its own, since
            its runs are named as those of `items` and `groups`

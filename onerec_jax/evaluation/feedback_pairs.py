@@ -191,33 +191,47 @@ def scores(
   return found
 
 
+def popularity(
+  system: assemble.System, asked: Sequence[Judged]
+) -> list[np.ndarray]:
+  """Scores of the baseline: how often training events name each item."""
+  counts = system.prepared.item_counts.astype(np.float64)
+  return [counts[user.record.items[user.events]] for user in asked]
+
+
 def compare(
-  asked: Sequence[Judged], found: dict[str, list[np.ndarray]]
+  asked: Sequence[Judged], found: dict[str, Sequence[list[np.ndarray]]]
 ) -> dict[str, dict[str, Any]]:
-  """Pair accuracy of runs, and of each its difference to the first run.
+  """Pair accuracy of models, and of each its difference to the first.
 
   Args:
     asked: of `judged`.
-    found: name of a run → its `scores`.
+    found: model → the `scores` of each of its seeds. A pair's value is the mean
+      over them.
 
   Returns:
-    Name → accuracy with its 95% interval over users, accuracy on pairs of two
-    new items, and (of all but the first) the paired difference with its own
-    interval.
+    Model → accuracy with its 95% interval over users, accuracy on pairs of two
+    new items, the standard deviations of both over seeds (None of one), and (of
+    all but the first) the paired difference with its own interval.
   """
   right = {
-    name: [user.right(s) for user, s in zip(asked, of_run)]
-    for name, of_run in found.items()
+    name: np.stack(
+      [
+        np.concatenate([user.right(s) for user, s in zip(asked, of_run)])
+        for of_run in seeds
+      ]
+    )
+    for name, seeds in found.items()
   }
-  first = np.concatenate(next(iter(right.values())))
+  first = next(iter(right.values())).mean(axis=0)
+  new = np.concatenate([user.both_new() for user in asked])
   users = np.repeat(
     [user.record.user for user in asked],
-    [len(pairs) for pairs in next(iter(right.values()))],
+    [len(user.both_new()) for user in asked],
   )
-  new = np.concatenate([user.both_new() for user in asked])
   rows: dict[str, dict[str, Any]] = {}
-  for name, of_run in right.items():
-    own = np.concatenate(of_run)
+  for name, of_seeds in right.items():
+    own = of_seeds.mean(axis=0)
     columns = np.stack([own, own - first], axis=1)
     accuracy, difference = bootstrap.intervals(columns, users)
     rows[name] = {
@@ -226,8 +240,10 @@ def compare(
       "accuracy": accuracy.mean,
       "accuracy_low": accuracy.low,
       "accuracy_high": accuracy.high,
+      "accuracy_std": _spread(of_seeds),
       "new_pairs": int(new.sum()),
       "new_accuracy": float(own[new].mean()) if new.any() else None,
+      "new_accuracy_std": _spread(of_seeds[:, new]),
     }
     if len(rows) > 1:
       rows[name] |= {
@@ -236,6 +252,13 @@ def compare(
         "difference_high": difference.high,
       }
   return rows
+
+
+def _spread(right: np.ndarray) -> float | None:
+  """Standard deviation over seeds of the mean over pairs; right: [seeds, n]."""
+  if len(right) < 2 or not right.shape[1]:
+    return None
+  return float(right.mean(axis=1).std(ddof=1))
 
 
 def table(rows: dict[str, dict[str, Any]]) -> rich.table.Table:
@@ -253,7 +276,9 @@ def table(rows: dict[str, dict[str, Any]]) -> rich.table.Table:
         mean, low, high = (
           format(row[column + end], form) for end in ("", "_low", "_high")
         )
-        columns.append(f"{mean} ({low} … {high})")
+        spread = row.get(f"{column}_std")
+        seeds = "" if spread is None else f" ± {spread:.4f}"
+        columns.append(f"{mean}{seeds} ({low} … {high})")
       else:
         columns.append("")
     if row["new_pairs"]:

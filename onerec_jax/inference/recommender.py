@@ -14,7 +14,7 @@ from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning
 from onerec_jax.data import features, marks, shards
 from onerec_jax.data import rows as rows_lib
-from onerec_jax.inference import assemble, retrieval
+from onerec_jax.inference import assemble, ranking, retrieval
 from onerec_jax.inference import request as request_lib
 from onerec_jax.inference.request import RawId, Request
 
@@ -26,6 +26,8 @@ class _Row(NamedTuple):
 
   history: rows_lib.History
   allowed: np.ndarray | None
+  user: int | None = None
+  """Whose stored events the history is, counted from 0; None: it is given."""
 
 
 class Recommender:
@@ -36,6 +38,10 @@ class Recommender:
     params: its parameters.
     mesh: the devices the rows of a batch are spread over.
     batch_size: the most requests answered at once.
+    ranker: ranks what the model finds; None: the model's own ranking.
+
+  Raises:
+    ValueError: the ranker does not know the model's items.
   """
 
   def __init__(
@@ -44,8 +50,12 @@ class Recommender:
     params: Any,
     mesh: Mesh,
     batch_size: int = BATCH_SIZE,
+    ranker: ranking.Ranker | None = None,
   ):
+    if ranker is not None:
+      ranker.check(system)
     self.system = system
+    self._ranker = ranker
     self._prepared = system.prepared
     self._params = params
     self._mesh = mesh
@@ -57,6 +67,8 @@ class Recommender:
     raw_users = self._prepared.users["raw_id"].to_pylist()
     self._users = {raw: place for place, raw in enumerate(raw_users)}
     self._retrieve: dict[int, retrieval.Retrieve] = {}
+    readers = [system] if ranker is None else [system, ranker.system]
+    self._marks = any(s.config.pipeline.pathways.positive for s in readers)
 
   @classmethod
   def load(
@@ -64,6 +76,7 @@ class Recommender:
     workdir: files.PathLike,
     model: str = "",
     batch_size: int = BATCH_SIZE,
+    ranker: str = "",
   ) -> "Recommender":
     """Loads the best parameters of a run.
 
@@ -71,15 +84,20 @@ class Recommender:
       workdir: the work directory.
       model: name of the run; empty: the only one, else `lazy_decoder`.
       batch_size: the most requests answered at once.
+      ranker: name of a reward model's run that ranks what the run finds
+        (ranking.py); empty: none.
 
     Raises:
+      FileNotFoundError: there is no such ranker.
       ValueError: no such run, or several and none preferred; they are named.
+        Or the ranker is no reward model.
     """
     mesh = partitioning.make_mesh(config_lib.MeshConfig())
     system, params = assemble.load(
       workdir, assemble.choose(workdir, model), mesh
     )
-    return cls(system, params, mesh, batch_size)
+    second = ranking.Ranker.load(workdir, ranker, mesh) if ranker else None
+    return cls(system, params, mesh, batch_size, second)
 
   def recommend(
     self,
@@ -95,8 +113,9 @@ class Recommender:
     Args:
       requests: any number; they are answered in batches.
       k: items a request.
-      beam_width: candidates a generative model searches with, at least k;
-        default: the run's `evaluation.beam_width`.
+      beam_width: candidates a generative model searches with, at least k, and
+        the most that a ranker is given by any model; default: the run's
+        `evaluation.beam_width`.
       filter_seen: leave out the items of the history. They are dropped from
         the beam; requests whose beam holds too little else are searched once
         more among unseen items alone.
@@ -108,7 +127,7 @@ class Recommender:
     Returns:
       (raw item ids, scores), best first; shorter than k where fewer are left.
       Scores are the model's: log-probabilities of semantic IDs, or item
-      scores.
+      scores; with a ranker its values.
 
     Raises:
       ValueError: an unknown user, item or option; it is named.
@@ -172,23 +191,32 @@ class Recommender:
   ) -> tuple[np.ndarray, np.ndarray]:
     """Dense items and scores of at most a batch of rows."""
     seen = [row.history.items for row in rows]
+    count = k
+    if self._ranker is not None:
+      count = self._ranker.candidates(k, beam_width)
     width = max(k, beam_width)
     scores_items = hasattr(self.system.model, "item_scores")
     if scores_items:
       # Scoring all items makes a longer list free, and then it is full. A
       # power of two, so that few lengths are ever compiled.
       longest = max(map(len, seen)) if filter_seen else 0
-      width = 2 ** (k + longest - 1).bit_length()
+      width = 2 ** (count + longest - 1).bit_length()
     found = self._search(rows, width, [row.allowed for row in rows])
-    items, scores = retrieval.finish(*found, seen, k, filter_seen)
-    if scores_items or not filter_seen:
-      return items, scores
-    short = np.flatnonzero(items[:, -1] == 0)
-    if len(short):
+    items, scores = retrieval.finish(*found, seen, count, filter_seen)
+    short = np.flatnonzero(items[:, k - 1] == 0)
+    if filter_seen and not scores_items and len(short):
       again = [rows[place] for place in short]
       found = self._search(again, width, [self._unseen(row) for row in again])
-      items[short], scores[short] = retrieval.finish(*found, seen, k, False)
-    return items, scores
+      items[short], scores[short] = retrieval.finish(*found, seen, count, False)
+    if self._ranker is None:
+      return items, scores
+    items, scores = self._ranker.rank(
+      [row.history for row in rows],
+      [row.user for row in rows],
+      items,
+      self._padded(len(rows)),
+    )
+    return items[:, :k], scores[:, :k]
 
   def _search(
     self,
@@ -279,7 +307,8 @@ class Recommender:
       allowed = self._dense(request.allowed, f"{where}, allowed", on_unknown)
     if request.history is None:
       known = rows_lib.before(self._prepared, stored, len(stored.items))
-      return _Row(known._replace(user_features=user), allowed)
+      known = known._replace(user_features=user)
+      return _Row(known, allowed, stored.user - 1)
     items = self._dense(
       request.history, f"{where}, history", on_unknown, keep_places=True
     )
@@ -290,7 +319,7 @@ class Recommender:
     if self._prepared.snapshots is not None:
       lifelong = self._prepared.snapshots.of_history(items, events)
     positive = np.zeros(len(kept), bool)
-    if self.system.config.pipeline.pathways.positive:
+    if self._marks:
       positive = marks.positive_events(
         self._prepared.manifest, request.event_columns, len(kept)
       )

@@ -149,18 +149,39 @@ def test_accuracy_by_loops(judged):
             points.append(float(scores[i] > scores[j]) + tie)
     return np.mean(points)
 
-  found = feedback_pairs.compare(judged, {"a": first, "b": second})
+  found = feedback_pairs.compare(
+    judged, {"a": [first], "b": [second], "a+b": [first, second]}
+  )
   assert found["a"]["accuracy"] == pytest.approx(accuracy(first))
   assert found["b"]["difference"] == pytest.approx(
     accuracy(second) - accuracy(first)
   )
   assert found["b"]["new_accuracy"] == pytest.approx(accuracy(second, True))
   assert "difference" not in found["a"]
+  both = [accuracy(first), accuracy(second)]
+  assert found["a+b"]["accuracy"] == pytest.approx(np.mean(both))
+  assert found["a+b"]["accuracy_std"] == pytest.approx(np.std(both, ddof=1))
+  assert found["a+b"]["difference"] == pytest.approx(
+    found["b"]["difference"] / 2
+  )
   assert (
     found["b"]["difference_low"]
     <= found["b"]["difference"]
     <= found["b"]["difference_high"]
   )
+
+
+def test_popularity_is_how_often_training_names_an_item(system, judged):
+  counted = np.zeros(2 * ITEMS + 1)
+  for index in range(len(system.prepared)):
+    record = system.prepared.user(index)
+    for item in record.items[record.split == splits.TRAIN]:
+      counted[item] += 1
+  found = feedback_pairs.popularity(system, judged)
+  for user, scores in zip(judged, found):
+    np.testing.assert_array_equal(
+      scores, counted[user.record.items[user.events]]
+    )
 
 
 @pytest.mark.parametrize(

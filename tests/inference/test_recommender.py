@@ -6,6 +6,7 @@ The runs have random weights: nothing here depends on what was learned.
 import csv
 import functools
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import pytest
 import rich.console
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, partitioning, workflow
+from onerec_jax import files, model_configs, partitioning, workflow
 from onerec_jax.data import features
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import (
@@ -398,14 +399,26 @@ def test_tables_of_users_as_they_occur(recommenders, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_program_prints_a_table_and_says_what_it_needs(workdir):
-  command = [sys.executable, "-m", "launch.recommend", f"--workdir={workdir}"]
+def test_the_program_prints_a_table_and_says_what_it_needs(
+  workdir, recommenders, tmp_path
+):
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  ranker = random_runs.config_of(workdir, "p_score")
+  ranker.model = model_configs.PScoreConfig(d_model=8, d_ff=8, num_layers=1)
+  random_runs.write_run(ranker, copy)
+  command = [sys.executable, "-m", "launch.recommend", f"--workdir={copy}"]
   options = dict(capture_output=True, text=True)
-  done = subprocess.run(
-    [*command, "--history=it_4", "-k", "3", "--model=sasrec"], **options
-  )
+  asked = ["--history=it_4", "-k", "3", "--model=sasrec", "--ranker=p_score"]
+  done = subprocess.run([*command, *asked, "--beam_width=6"], **options)
   assert done.returncode == 0, done.stderr
-  assert done.stdout.count("it_") >= 3
+  (given,), _ = recommenders["sasrec"].recommend([Request(["it_4"])], 6)
+  items = re.findall(r"it_\d+", done.stdout)
+  assert len(set(items) & set(given)) == len(items) == 3
+  # Probabilities, as sasrec's own scores are not.
+  values = [float(x) for x in re.findall(r" (0\.\d{3})\b", done.stdout)]
+  assert len(values) == 3
+  assert values == sorted(values, reverse=True)
   wrong = subprocess.run([*command, "--users_file=x.parquet"], **options)
   assert wrong.returncode == 1
   assert "--output" in wrong.stderr + wrong.stdout
