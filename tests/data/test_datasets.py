@@ -66,6 +66,24 @@ def test_movielens_100k_columns(real_data):
   }
 
 
+def test_opinions_of_movielens_are_its_ratings(real_data):
+  """4 and 5 are likes, 1 and 2 dislikes; nothing else changes."""
+  folder = real_data("movielens_100k").parent
+  rated, flagged = (
+    datasets.load(PrepareConfig(dataset=name, data_dir=str(folder)))
+    for name in ("movielens_100k", "movielens_opinions")
+  )
+  of = {"5": "like", "4": "like", "3": "", "2": "dislike", "1": "dislike"}
+  want = [of[rating] for rating in rated.events["rating"].to_pylist()]
+  for name in ("like", "dislike"):
+    found = flagged.events[name].to_pylist()
+    assert found == [opinion == name for opinion in want]
+  kept = ["user_id", "item_id", "timestamp_ms"]
+  assert flagged.events.select(kept).equals(rated.events.select(kept))
+  assert flagged.items.equals(rated.items)
+  assert set(flagged.events.column_names) == {*kept, "like", "dislike"}
+
+
 def test_kuairand_feedback_and_durations(real_data):
   tables = load_real(real_data, "kuairand")
   like, dislike = (

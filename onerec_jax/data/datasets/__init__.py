@@ -8,6 +8,7 @@ from onerec_jax.data import schema
 _MODULES = {
   "movielens_100k": "movielens",
   "movielens_small": "movielens",
+  "movielens_opinions": "movielens",
   "amazon_beauty": "amazon",
   "kuairand": "kuairand",
   "foursquare_nyc": "foursquare",

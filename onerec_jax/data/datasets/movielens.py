@@ -4,6 +4,9 @@
 `u.user` are then rewritten as the atomic files, byte for byte the same, and
 checked so: a result is one whichever mirror the files came from.
 
+`movielens_opinions` is 100K with flags for ratings: 4 and 5 are a like, 1 and 2
+a dislike, 3 is neither.
+
 The tags of latest-small are left out: users wrote them at some time, many
 after the events one would predict, so as item text they would leak.
 """
@@ -65,6 +68,13 @@ def load(config: PrepareConfig) -> schema.Tables:
   events = events.drop(["timestamp"]).append_column(
     "timestamp_ms", pc.multiply(seconds, 1000.0).cast(pa.int64())
   )
+  if config.dataset == "movielens_opinions":
+    rating = events["rating"].cast(pa.float64())
+    events = (
+      events.drop(["rating"])
+      .append_column("like", pc.greater_equal(rating, 4.0))
+      .append_column("dislike", pc.less_equal(rating, 2.0))
+    )
   title, year, genres = (
     items[name] for name in ("movie_title", "release_year", "class")
   )
