@@ -8,10 +8,10 @@ r"""MovieLens 100K's opinions: imitate the likes, then learn from dislikes too.
     --runs=feedback_sft,feedback_pairs,popularity
 
 Ratings of 4 and 5 are likes, 1 and 2 dislikes (data set `movielens_opinions`),
-split by time, 80 / 10 / 10%. As experiments/kuairand/feedback.py, but here later
-events are of items that training knows. `imitate` takes as many steps without
-feedback: what `gbpo` and `pairs` are to be compared with. docs/alignment.md has
-figures.
+split by time, 80 / 10 / 10%. As experiments/kuairand/feedback.py, but here
+later events are of items that training knows. `imitate` takes as many steps
+without feedback: what `gbpo` and `pairs` are to be compared with.
+docs/alignment.md has figures.
 """
 
 from experiments.movielens import lazy_decoder
