@@ -39,6 +39,7 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     a.start = "feedback_sft"
     a.feedback = "like"
     a.feedback_loss = "pairs" if arg == "pairs" else "gbpo"
-    a.feedback_weight = 0.0 if arg == "imitate" else 1.0
+    # GBPO's push on a code is π / (1 − π), little where there are many.
+    a.feedback_weight = {"imitate": 0.0, "gbpo": 30.0, "pairs": 1.0}[arg]
     a.gate = 0.1
   return c
