@@ -279,14 +279,12 @@ def test_a_preemption_of_one_stops_both_and_another_mesh_goes_on(
 
 
 def test_killed_processes_resume_bit_equal(tmp_path):
-  """kill -9 to one process, then to both; more: benchmarks/kill_resume.py."""
-  # By this seed the first process dies after step 8 and both after step 12.
-  record = kill_resume.measure(tmp_path, kills=2, seed=205, steps=24)
-  first, second = record["kills"]
-  assert (first["killed"], second["killed"]) == ("first", "both")
-  for kill in (first, second):
-    assert kill["in"] == "steps"
-    assert kill["saved"] > 0, "nothing was there to lose"
-  assert second["resumed_at"] == first["saved"]
-  assert record["end"]["resumed_at"] == second["saved"]
+  """kill -9 to one process, then to the other; benchmarks/ has more of it."""
+  # By this seed the first process dies after step 8; the other then is killed
+  # before the two start again.
+  record = kill_resume.measure(tmp_path, kills=1, seed=16, steps=24)
+  (kill,) = record["kills"]
+  assert (kill["killed"], kill["in"]) == ("first", "steps")
+  assert kill["saved"] > 0, "nothing was there to lose"
+  assert record["end"]["resumed_at"] == kill["saved"]
   assert record["equal"], record
