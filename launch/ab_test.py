@@ -44,6 +44,11 @@ def main() -> None:
   flags.start()
   if not (_CONTROL.value and _TREATMENT.value and _OUTPUT.value):
     raise app.UsageError("--control, --treatment and --output are needed")
+  if _SAMPLES.value != "own" and not _UPDATES.value:
+    raise app.UsageError(
+      f"--samples={_SAMPLES.value} says what is trained on, and --updates=0 "
+      "trains nothing: set both or none"
+    )
   for name in f"{_CONTROL.value}/{_TREATMENT.value}".split("/"):
     runs.say_if_stopped(flags.workdir(), name)
   settings = online.Settings(

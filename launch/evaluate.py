@@ -45,12 +45,7 @@ def main() -> None:
     *workflow.current_runs(workdir),
     workflow.POPULARITY,
   ]
-  for name in names:
-    seeds = name.split("+")
-    if "" in seeds or len({*seeds}) < len(seeds):
-      raise app.UsageError(
-        f"--models has {name!r}: `+` joins seeds, runs that differ"
-      )
+  flags.seeds("models", names)
   if absent := {*_BASELINES.value} - {*names, *tables.BASELINES}:
     raise app.UsageError(
       f"--baselines has {', '.join(sorted(absent))}, which --models has not"

@@ -8,6 +8,8 @@ others are compared with; `+` joins seeds of one model; `popularity` is the
 baseline, how often training names an item.
 """
 
+import itertools
+
 import rich
 from absl import app
 from absl import flags as absl_flags
@@ -19,6 +21,7 @@ from onerec_jax.data import splits
 from onerec_jax.evaluation import feedback_pairs
 from onerec_jax.inference import assemble
 
+_POPULARITY = workflow.POPULARITY
 _RUNS = absl_flags.DEFINE_list(
   "runs", [], "Runs; the first is what the others are compared with."
 )
@@ -35,15 +38,17 @@ absl_flags.adopt_module_key_flags(flags)
 def main() -> None:
   """Entry point."""
   flags.start()
-  if not _RUNS.value:
-    raise app.UsageError("name the runs: --runs=sft,aligned")
+  models = flags.seeds("runs", _RUNS.value)
+  names = [*dict.fromkeys(itertools.chain(*models))]
+  if names == [_POPULARITY] or any(
+    len(seeds) > 1 and _POPULARITY in seeds for seeds in models
+  ):
+    raise app.UsageError("popularity is no run: name it by itself, beside runs")
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   asked, each = [], {}
-  names = [*dict.fromkeys("+".join(_RUNS.value).split("+"))]
-  if names == [workflow.POPULARITY]:
-    raise app.UsageError("popularity is judged beside a run; name one, too")
-  for name in sorted(names, key=lambda name: name == workflow.POPULARITY):
-    if name == workflow.POPULARITY:
+  # Last: it counts in the data of the runs.
+  for name in sorted(names, key=lambda name: name == _POPULARITY):
+    if name == _POPULARITY:
       each[name] = feedback_pairs.popularity(system, asked)
       continue
     system, params = assemble.load(flags.workdir(), name, mesh)
@@ -53,7 +58,7 @@ def main() -> None:
     each[name] = feedback_pairs.scores(system, params, asked, mesh)
   rows = feedback_pairs.compare(
     asked,
-    {name: [each[seed] for seed in name.split("+")] for name in _RUNS.value},
+    {"+".join(seeds): [each[seed] for seed in seeds] for seeds in models},
   )
   rich.print(feedback_pairs.table(rows))
   if _OUTPUT.value:

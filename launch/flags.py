@@ -117,6 +117,23 @@ def define_distributed():
   )
 
 
+def seeds(flag: str, values: list[str]) -> list[list[str]]:
+  """What the values of a flag name: each model by its runs, joined by `+`.
+
+  Raises:
+    app.UsageError: there is none, or a part is empty or comes twice.
+  """
+  if not values:
+    raise app.UsageError(f"--{flag} is needed, as --{flag}=sft,aligned")
+  for name in values:
+    joined = name.split("+")
+    if "" in joined or len({*joined}) < len(joined):
+      raise app.UsageError(
+        f"--{flag} has {name!r}: `+` joins seeds, runs that differ"
+      )
+  return [name.split("+") for name in values]
+
+
 def workdir(config: config_lib.Config | None = None) -> pathlib.Path:
   """The work directory in force.
 

@@ -10,6 +10,8 @@ model. Let a reward model judge that the runs were not aligned on
 (docs/rewards.md).
 """
 
+import itertools
+
 from absl import app
 from absl import flags as absl_flags
 
@@ -23,9 +25,12 @@ _SPLIT = absl_flags.DEFINE_enum(
   "split", "test", ["validation", "test"], "Which requests are asked."
 )
 _ANSWERS = absl_flags.DEFINE_integer(
-  "answers", 16, "W: sessions of session models; of others items, by a P-Score."
+  "answers", 16, "W: sessions of session models; of others items for P-Scores.",
+  1,
+)  # fmt: skip
+_REQUESTS = absl_flags.DEFINE_integer(
+  "requests", 0, "At most so many; 0: all.", 0
 )
-_REQUESTS = absl_flags.DEFINE_integer("requests", 0, "At most so many; 0: all.")
 _OUTPUT = absl_flags.DEFINE_string("output", "", "JSON to write.")
 absl_flags.adopt_module_key_flags(flags)
 
@@ -34,26 +39,26 @@ absl_flags.adopt_module_key_flags(flags)
 def main() -> None:
   """Entry point."""
   flags.start()
-  if not (_RUNS.value and _JUDGE.value):
-    raise app.UsageError(
-      "--judge and --runs are needed, as --judge=p_score --runs=sft,ecpo"
-    )
+  models = flags.seeds("runs", _RUNS.value)
+  if not _JUDGE.value:
+    raise app.UsageError("--judge is needed, as --judge=p_score")
   workdir = flags.workdir()
   judge = judged.load(workdir, _JUDGE.value, _SPLIT.value, _REQUESTS.value)
-  for name in "+".join(_RUNS.value).split("+"):
+  for name in itertools.chain(*models):
     runs.say_if_stopped(workdir, name)
-    if judged.was_aligned_on(workdir, name, _JUDGE.value):
+    if judged.was_made_from(workdir, name, _JUDGE.value):
       print(
-        f"{name}: aligned on its judge {_JUDGE.value}, whose mistakes count as "
+        f"{name}: made of its judge {_JUDGE.value}, whose mistakes count as "
         "gains; let a reward model of another seed judge"
       )
   measure = lambda name: judged.of_run(judge, workdir, name, _ANSWERS.value)
-  rows = preference.compare(
-    [[*map(measure, run.split("+"))] for run in _RUNS.value]
-  )
+  rows = preference.compare([[*map(measure, seeds)] for seeds in models])
   preference.print_table(rows, f"judged by {_JUDGE.value}, {_SPLIT.value}")
   if _OUTPUT.value:
-    record = {"judge": _JUDGE.value, "split": _SPLIT.value, "rows": rows}
+    record = {
+      "judge": _JUDGE.value, "split": _SPLIT.value, "answers": _ANSWERS.value,
+      "requests": _REQUESTS.value, "rows": rows,
+    }  # fmt: skip
     files.write_json(_OUTPUT.value, record)
 
 

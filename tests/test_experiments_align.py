@@ -2,6 +2,8 @@
 
 import pytest
 
+from experiments.kuairand import feedback as kuairand
+from experiments.movielens import feedback as movielens
 from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
 from onerec_jax.alignment import checks, objectives, rewards
 
@@ -38,6 +40,21 @@ def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
   assert not list(checks._about_unread(settings))
   assert not list(checks._about_requests(config))
   assert not list(checks._about_rewards(settings))
+
+
+@pytest.mark.parametrize(
+  ("module", "arg"),
+  [(of, arg) for of in (kuairand, movielens) for arg in of._ALIGNED],
+)
+def test_learning_from_real_feedback_fits_its_start(module, arg):
+  config, start = module.get_config(arg), module.get_config("sft")
+  assert config.alignment.start == start.name
+  for part in ("model", "prepare", "tokenizer", "pipeline"):
+    assert getattr(config, part) == getattr(start, part)
+  assert not list(checks._about_numbers(config.alignment))
+  assert not list(checks._about_unread(config.alignment))
+  with pytest.raises(ValueError, match="argument 'nothing': want sft or one"):
+    module.get_config("nothing")
 
 
 @pytest.mark.parametrize("arg", IPA)

@@ -50,14 +50,17 @@ def spread(
   # mean of large ones need not be any of them.
   best = jnp.max(jnp.where(legal, rewards, -jnp.inf), axis=-1, keepdims=True)
   below = jnp.where(legal, rewards - best, 0.0)
+  # In units of the whole range: the square of a large one would be infinite.
+  unit = jnp.max(-below, axis=-1, keepdims=True)
+  below /= jnp.where(unit > 0, unit, 1.0)
   # 1, not 0, answers: an empty group's mean would be NaN.
   count = jnp.maximum(jnp.sum(legal, axis=-1, keepdims=True), 1)
   mean = jnp.sum(below, axis=-1, keepdims=True) / count
   centred = jnp.where(legal, below - mean, 0.0)
   square = jnp.sum(jnp.square(centred), axis=-1, keepdims=True) / count
-  deviation = jnp.sqrt(square)
+  deviation = unit * jnp.sqrt(square)
   known = deviation > rounding(rewards, legal)
-  return centred, jnp.where(known, deviation, 0.0)
+  return unit * centred, jnp.where(known, deviation, 0.0)
 
 
 def advantages(

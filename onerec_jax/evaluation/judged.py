@@ -216,8 +216,8 @@ def measure(
     raise ValueError(
       f"{name} answers request {requests.number[row]} of the (dense) user "
       f"{requests.user[row]} with an empty slot: fewer items or sessions are "
-      "new to the user than were asked for; ask for fewer (--answers), or of a "
-      "judge of sessions for shorter ones (--config.model.session_size)"
+      "new to the user than were asked for; ask for fewer (--answers), or "
+      "train a judge of shorter sessions (--config.model.session_size)"
     )
   found = _values(judge.system, judge.score, requests, shown, name, progress)
   return preference.Preference(
@@ -281,12 +281,15 @@ def _check(system: assemble.System, judge: Judge, name: str, m: int) -> None:
     )
 
 
-def was_aligned_on(workdir: files.PathLike, name: str, judge: str) -> bool:
-  """Whether the judge's run was a reward of a run's alignment.
+def was_made_from(workdir: files.PathLike, name: str, judge: str) -> bool:
+  """Whether a run is the judge, or the judge a reward on the way to it.
 
   Args:
     workdir: the work directory.
     name: of the run.
     judge: name of the reward model's run.
   """
-  return judge in assemble.read_record(workdir, name).get("made_from", {})
+  if name == judge:
+    return True
+  made_from = assemble.read_record(workdir, name).get("made_from", {})
+  return any(was_made_from(workdir, run, judge) for run in made_from)

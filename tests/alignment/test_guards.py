@@ -85,8 +85,7 @@ def test_figures_of_two_groups_by_hand(monkeypatch):
   assert want["zero_spread"] == 0.5
 
 
-@pytest.mark.parametrize("bad", [np.nan, -np.inf])
-def test_what_has_no_reward_leaves_its_group_whole(monkeypatch, bad):
+def test_what_has_no_reward_leaves_its_group_whole(monkeypatch):
   """The others are learned from as if it were no item, and it is counted."""
   rewards, old, ratios = np.moveaxis(np.array(GROUPS, np.float32), -1, 0)
   config = AlignmentConfig(objective="ecpo", group=6)
@@ -111,14 +110,14 @@ def test_what_has_no_reward_leaves_its_group_whole(monkeypatch, bad):
     )
 
   fewer = LEGAL.copy()
-  fewer[0, 2] = False
-  rewards[0, 2] = bad
+  fewer[0, 2] = fewer[1, 0] = False
+  rewards[0, 2], rewards[1, 0] = np.nan, -np.inf
   found, want = figures(LEGAL, rewards), figures(fewer, rewards)
   assert found["objective"] == pytest.approx(want["objective"], rel=1e-6)
   assert want["objective"] != 0
   for name in ("reward_mean", "reward_spread", "entropy", "kl"):
     assert found[name] == pytest.approx(want[name], rel=1e-6), name
-  assert found["unjudged"] == pytest.approx(1 / LEGAL.sum())
+  assert found["unjudged"] == pytest.approx(2 / LEGAL.sum())
   assert want["unjudged"] == 0
   assert found["legality"] == pytest.approx(LEGAL.mean())
 

@@ -123,6 +123,13 @@ def test_equal_rewards_of_any_size_are_no_spread(value, legal):
   assert not objectives.pairs_of(rewards, legal, 1)[1].any()
 
 
+def test_one_reward_far_below_the_others_is_the_bad_one():
+  """Though the square of its distance is no float32."""
+  rewards = jnp.asarray([[0.9, -1e30, 0.1, 0.5]])
+  got = np.asarray(ecpo.advantages(rewards))[0]
+  np.testing.assert_allclose(got, np.array([1, -3, 1, 1]) / 3**0.5, rtol=1e-5)
+
+
 def test_pairs_differ_by_more_than_rounding():
   """A session's reward is the same in any order but for its last digits."""
   rewards = jnp.asarray([[0.6, 0.6000001, 0.6], [700.0, 700.0001, 699.9]])

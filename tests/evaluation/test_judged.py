@@ -274,10 +274,15 @@ def test_what_cannot_be_judged_is_refused(runs, load, monkeypatch):
 
 
 def test_a_run_that_its_judge_taught_is_known(tmp_path):
-  for name, others in (("sft", {}), ("ecpo", {"sft": "1", "p_score": "2"})):
-    record = {"made_from": others} if others else {}
+  made = {
+    "sft": (), "p_score": (), "ecpo": ("sft", "p_score"), "gbpo": ("ecpo",),
+  }  # fmt: skip
+  for name, others in made.items():
+    record = {"made_from": dict.fromkeys(others, "1")} if others else {}
     files.write_json(tmp_path / "models" / name / "config.json", record)
-  of = lambda *names: judged.was_aligned_on(tmp_path, *names)
+  of = lambda *names: judged.was_made_from(tmp_path, *names)
   assert of("ecpo", "p_score")
-  assert not of("ecpo", "p_score_s1")
+  assert of("gbpo", "p_score"), "by way of its start"
+  assert of("p_score", "p_score")
+  assert not of("gbpo", "p_score_s1")
   assert not of("sft", "p_score")

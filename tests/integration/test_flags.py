@@ -41,6 +41,20 @@ def test_the_compilation_cache_lies_where_the_environment_says(
   assert "jax_compilation_cache_dir" not in told
 
 
+def test_seeds_are_joined_by_plus():
+  assert flags.seeds("runs", ["a+b", "c"]) == [["a", "b"], ["c"]]
+
+
+@pytest.mark.parametrize(
+  ("values", "told"),
+  [([], "--runs is needed"), (["a", ""], "has ''"), (["a+"], r"has 'a\+'"),
+   (["a+b+a"], "runs that differ")],
+)  # fmt: skip
+def test_values_that_join_no_seeds_are_refused(values, told):
+  with pytest.raises(app.UsageError, match=told):
+    flags.seeds("runs", values)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("arguments", "told"),

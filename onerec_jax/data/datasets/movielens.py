@@ -57,7 +57,7 @@ _GENRES = (
 
 
 def load(config: PrepareConfig) -> schema.Tables:
-  """Ratings, movies and (100K) users of one of the two sets."""
+  """Ratings, movies and (100K) users of one of the sets."""
   if config.dataset == "movielens_small":
     return _load_small(config)
   folder = download.find(SOURCE_100K, config.data_dir)
