@@ -10,17 +10,19 @@ search and by draws, which share a request's context, and by a sampler that does
 not: the context repeated R times, codes drawn one after the other (timed on 64
 answers: 512 contexts at once do not fit). The last columns are forward and
 backward over the group's answers (alignment/rollouts), beside the time its
-matrix products would take at the rate of a matmul of the same type measured in
-the same process. Times are medians; weights and codes are random.
+matrix products would take at the rate of a matmul of the same type, one before
+each pass. Times are medians; weights and codes are random.
 """
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import rich
 import rich.table
 from absl import app, flags
@@ -49,7 +51,8 @@ _ALONE = 64
 class Measurement:
   """One architecture's figures; seconds of a batch of requests.
 
-  `repeated_s` is of `_ALONE` answers, scaled to all.
+  `repeated_s` is of `_ALONE` answers, scaled to all; `matmul_gflops_per_s` the
+  rate beside `learn_s`.
   """
 
   block_parameters: int
@@ -58,6 +61,7 @@ class Measurement:
   repeated_s: float
   learn_s: float
   learn_gflop: float
+  matmul_gflops_per_s: float
 
 
 def make_model(name: str) -> registry.Model:
@@ -83,6 +87,21 @@ def make_model(name: str) -> registry.Model:
 
 def _timed(function: Callable[..., Any], *arguments: Any) -> float:
   return seconds(jax.jit(function), *arguments)
+
+
+def _beside_matmul(
+  function: Callable[..., Any], *arguments: Any
+) -> tuple[float, float]:
+  """Medians of five runs: seconds, and FLOP/s of a matmul before each."""
+  function = jax.jit(function)
+  jax.block_until_ready(function(*arguments))
+  times, rates = [], []
+  for _ in range(5):
+    rates.append(architectures.matmul_rate())
+    start = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    times.append(time.perf_counter() - start)
+  return float(np.median(times)), float(np.median(rates))
 
 
 def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
@@ -119,26 +138,29 @@ def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
     )
     return jnp.mean(new)
 
+  learn_s, matmul = _beside_matmul(
+    jax.grad(loss), params, requests, answers.codes, *tables
+  )
   return Measurement(
     registry.block_parameters(model),
     ask("beam"),
     ask("sample"),
     times * _timed(one_by_one, params, alone, *tables, key),
-    _timed(jax.grad(loss), params, requests, answers.codes, *tables),
+    learn_s,
     3.0 * registry.group_flops(model, *requests.items.shape, group) / 1e9,
+    matmul / 1e9,
   )
 
 
-def _table(
-  found: dict[str, Measurement], answers: int, matmul: float
-) -> rich.table.Table:
+def _table(found: dict[str, Measurement], answers: int) -> rich.table.Table:
   table = rich.table.Table(box=None)
   for heading in (
     "model", "blocks", "beams/s", "draws/s", "repeated/s", "shared is",
-    "learn s", "matmul s",
+    "learn s", "products s", "learning is", "a matmul",
   ):  # fmt: skip
     table.add_column(heading, justify="right")
   for name, m in found.items():
+    products = m.learn_gflop / m.matmul_gflops_per_s
     table.add_row(
       name,
       f"{m.block_parameters / 1e6:.1f}M",
@@ -147,7 +169,9 @@ def _table(
       f"{answers / m.repeated_s:,.0f}",
       f"{m.repeated_s / m.sample_s:.1f}×",
       f"{m.learn_s:.3f}",
-      f"{m.learn_gflop * 1e9 / matmul:.3f}",
+      f"{products:.3f}",
+      f"{m.learn_s / products:.2f}×",
+      f"{m.matmul_gflops_per_s:.0f} GFLOP/s",
     )
   return table
 
@@ -160,15 +184,14 @@ def main(argv: list[str]) -> None:
     jnp.asarray,
     architectures.make_batch(_REQUESTS.value, FLAGS.positions, 1),
   )
-  matmul = architectures.matmul_rate()
   found: dict[str, Measurement] = {}
   for name in FLAGS.models:
     found[name] = measure(make_model(name), requests, _GROUP.value)
     jax.clear_caches()
-    rich.print(_table(found, _REQUESTS.value * _GROUP.value, matmul))
+    rich.print(_table(found, _REQUESTS.value * _GROUP.value))
   rich.print(
-    f"a matmul: {matmul / 1e9:.0f} GFLOP/s; {len(jax.devices())} × "
-    f"{jax.devices()[0].device_kind}, jax {jax.__version__}"
+    f"{len(jax.devices())} × {jax.devices()[0].device_kind}, "
+    f"jax {jax.__version__}"
   )
   if FLAGS.output:
     files.write_json(
@@ -179,7 +202,6 @@ def main(argv: list[str]) -> None:
         "positions": FLAGS.positions,
         "dtype": FLAGS.dtype,
         "device": jax.devices()[0].device_kind,
-        "matmul_gflops_per_s": matmul / 1e9,
         "models": {k: dataclasses.asdict(m) for k, m in found.items()},
       },
     )

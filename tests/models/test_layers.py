@@ -45,6 +45,45 @@ def test_swiglu():
   np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_swiglu_are_those_of_its_formula():
+  """As JAX differentiates it, of plain matrices."""
+  F = 3
+  wi, wo, x = normal(4, 2 * F), normal(F, 4, seed=1), normal(2, 5, 4, seed=2)
+
+  def by_layer(x, wi, wo):
+    params = {"wi": {"kernel": wi}, "wo": {"kernel": wo}}
+    return jnp.sum(jnp.sin(layers.SwiGLU(F).apply({"params": params}, x)))
+
+  def by_hand(x, wi, wo):
+    rows = x.reshape(-1, 4)
+    gate, value = rows @ wi[:, :F], rows @ wi[:, F:]
+    return jnp.sum(jnp.sin((gate / (1 + jnp.exp(-gate)) * value) @ wo))
+
+  found = jax.jit(jax.grad(by_layer, argnums=(0, 1, 2)))(x, wi, wo)
+  expected = jax.grad(by_hand, argnums=(0, 1, 2))(x, wi, wo)
+  for one, other in zip(found, expected, strict=True):
+    np.testing.assert_allclose(one, other, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("shape", [(6,), (3, 6), (2, 3, 4, 6)])
+def test_matmul_has_the_gradients_of_a_product_of_matrices(shape, dtype):
+  x, weight = normal(*shape).astype(dtype), normal(6, 5, seed=1).astype(dtype)
+  out = normal(*shape[:-1], 5, seed=2).astype(dtype)
+  found, back = jax.vjp(layers.matmul, x, weight)
+  assert found.shape == out.shape
+  of_x, of_weight = back(out)
+  assert of_x.dtype == of_weight.dtype == dtype
+  x, weight, out = (np.asarray(y, np.float64) for y in (x, weight, out))
+  expected = np.einsum("nd,nf->df", x.reshape(-1, 6), out.reshape(-1, 5))
+  close = {"rtol": 1e-2, "atol": 5e-2} if dtype == jnp.bfloat16 else {
+    "rtol": 1e-5, "atol": 1e-5
+  }  # fmt: skip
+  np.testing.assert_allclose(of_weight.astype(jnp.float32), expected, **close)
+  expected = np.einsum("...f,df->...d", out, weight)
+  np.testing.assert_allclose(of_x.astype(jnp.float32), expected, **close)
+
+
 def test_linear_computes_in_the_dtype_of_its_input_and_starts_by_fan_in():
   layer = layers.Linear(400)
   x = normal(2, 100).astype(jnp.bfloat16)
