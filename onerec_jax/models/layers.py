@@ -48,8 +48,8 @@ def matmul(
   """Product with a matrix, with a gradient of it that CPUs are quick at.
 
   JAX's own is (dyᵀ x)ᵀ over the leading axes as they are: XLA on CPU copies dy,
-  then multiplies at half its rate. Of two matrices it is xᵀ dy at once. A TPU
-  keeps JAX's: to flatten the axes would move data there.
+  then multiplies at half its rate. Of two matrices it is xᵀ dy at once. Others
+  keep JAX's: to flatten the axes would move data on a TPU.
   """
   return x @ weight
 
@@ -61,7 +61,7 @@ def _matmul_forward(x, weight):
 def _matmul_backward(kept, out):
   x, weight = kept
   of_weight = jax.lax.platform_dependent(
-    x, out, tpu=_outer, default=_outer_of_matrices
+    x, out, cpu=_outer_of_matrices, default=_outer
   )
   return out @ weight.T, of_weight
 
@@ -122,10 +122,10 @@ def _gated_forward(both):
 
 
 def _gated_backward(both, out):
-  # Else XLA finds what the forward pass has made, and keeps it. On TPUs it
-  # makes it in the fusion that reads it, which a barrier would split.
+  # Else XLA on CPU finds what the forward pass has made, and keeps it. On TPUs
+  # it makes it in the fusion that reads it, which a barrier would split.
   both = jax.lax.platform_dependent(
-    both, tpu=lambda x: x, default=jax.lax.optimization_barrier
+    both, cpu=jax.lax.optimization_barrier, default=lambda x: x
   )
   return jax.vjp(_gate, both)[1](out)
 
