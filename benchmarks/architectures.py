@@ -18,6 +18,7 @@ it.
 import dataclasses
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,6 +96,22 @@ def matmul_rate() -> float:
   return throughput.measure_matmul(_DTYPE.value)
 
 
+def beside_matmul(run: Callable[[], Any], repeats: int) -> tuple[float, float]:
+  """Medians of runs: seconds, and FLOP/s of a matmul before each.
+
+  Args:
+    run: gives arrays, which are waited for; once more first, uncounted.
+    repeats: counted runs.
+  """
+  times, rates = [], []
+  for _ in range(repeats + 1):
+    rates.append(matmul_rate())
+    start = time.perf_counter()
+    jax.block_until_ready(run())
+    times.append(time.perf_counter() - start)
+  return float(np.median(times[1:])), float(np.median(rates[1:]))
+
+
 @dataclasses.dataclass
 class Measurement:
   """One architecture's figures."""
@@ -152,21 +169,22 @@ def measure(model: registry.Model, batch: Batch, repeats: int) -> Measurement:
     )
     compiled = step.compile_step(train_step, shardings, mesh, catalogue, None)
     compiled = compiled.lower(current, batch, catalogue, None).compile()
-    times, rates, loss = [], [], 0.0
-    for _ in range(repeats + 1):
-      rates.append(matmul_rate())
-      start = time.perf_counter()
+    sums = {}
+
+    def run():
+      nonlocal current, sums
       current, sums = compiled(current, batch, catalogue, None)
-      loss = float(sums["loss"]) / float(sums["count"])
-      times.append(time.perf_counter() - start)
+      return sums
+
+    seconds, rate = beside_matmul(run, repeats)
   return Measurement(
     registry.block_parameters(model),
     parameters,
-    float(np.median(times[1:])),
+    seconds,
     compiled.memory_analysis().temp_size_in_bytes,
     3.0 * registry.forward_flops(model, *shape) / 1e9,
-    loss,
-    float(np.median(rates[1:])) / 1e9,
+    float(sums["loss"]) / float(sums["count"]),
+    rate / 1e9,
   )
 
 

@@ -16,13 +16,11 @@ each pass. Times are medians; weights and codes are random.
 
 import dataclasses
 import functools
-import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import rich
 import rich.table
 from absl import app, flags
@@ -89,21 +87,6 @@ def _timed(function: Callable[..., Any], *arguments: Any) -> float:
   return seconds(jax.jit(function), *arguments)
 
 
-def _beside_matmul(
-  function: Callable[..., Any], *arguments: Any
-) -> tuple[float, float]:
-  """Medians of five runs: seconds, and FLOP/s of a matmul before each."""
-  function = jax.jit(function)
-  jax.block_until_ready(function(*arguments))
-  times, rates = [], []
-  for _ in range(5):
-    rates.append(architectures.matmul_rate())
-    start = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    times.append(time.perf_counter() - start)
-  return float(np.median(times)), float(np.median(rates))
-
-
 def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
   """Times the ways to ask a model, and a step's work on the answers."""
   catalogue = jax.tree.map(jnp.asarray, architectures.make_catalogue())
@@ -138,8 +121,9 @@ def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
     )
     return jnp.mean(new)
 
-  learn_s, matmul = _beside_matmul(
-    jax.grad(loss), params, requests, answers.codes, *tables
+  learn = jax.jit(jax.grad(loss))
+  learn_s, rate = architectures.beside_matmul(
+    lambda: learn(params, requests, answers.codes, *tables), repeats=5
   )
   return Measurement(
     registry.block_parameters(model),
@@ -148,7 +132,7 @@ def measure(model: registry.Model, requests: Batch, group: int) -> Measurement:
     times * _timed(one_by_one, params, alone, *tables, key),
     learn_s,
     3.0 * registry.group_flops(model, *requests.items.shape, group) / 1e9,
-    matmul / 1e9,
+    rate / 1e9,
   )
 
 

@@ -262,8 +262,8 @@ def _experts(
   rows = jnp.where(here, x[order // k], 0)
   # Worth keeping where products are, whose policy knows dense ones alone.
   keep = functools.partial(checkpoint_name, name="grouped")
-  gate, value = jnp.split(keep(grouped.dot(rows, wi, sizes)), 2, axis=-1)
-  out = keep(grouped.dot(nn.silu(gate) * value, wo, sizes))
+  hidden = layers.gated(keep(grouped.dot(rows, wi, sizes)))
+  out = keep(grouped.dot(hidden, wo, sizes))
   out = jnp.where(here, out, 0)
   copies = jnp.zeros_like(out).at[order].set(out, unique_indices=True)
   # Gates are float32, so the sum over copies is too.
