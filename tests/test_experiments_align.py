@@ -7,7 +7,7 @@ from experiments.movielens import feedback as movielens
 from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
 from onerec_jax.alignment import checks, objectives, rewards
 
-IPA = ("once", *sorted(objectives.PAIRS))
+IPA = (*ipa._OF_DPO, *sorted(objectives.PAIRS))
 ALIGNED = [
   *((ipa, arg) for arg in IPA),
   *((ecpo, arg) for arg in ecpo.VARIANTS),

@@ -9,7 +9,8 @@ control imitates on from the start for as many steps: what an alignment is to
 be compared with. `items` and `sessions` come first; `catalogue` needs neither.
 
 items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
-sessions   sft.py:session, session_reward.py, ipa.py with each loss
+sessions   sft.py:session, session_reward.py, p_score.py, ipa.py with each loss
+           and by the session reward alone
 ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO)
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
@@ -96,18 +97,20 @@ def _items() -> Runs:
 
 
 def _sessions() -> Runs:
-  losses = ("dpo", "once", "ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
+  variants = ("dpo", "session_reward", "once")
+  losses = ("ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
   return {
     "sft_session": sft.get_config("session"),
     "session_reward": session_reward.get_config(),
+    "p_score": p_score.get_config(),
     "sft_session_longer": _control(ipa.get_config("dpo")),
-    **{f"ipa_{name}": ipa.get_config(name) for name in losses},
+    **{f"ipa_{name}": ipa.get_config(name) for name in (*variants, *losses)},
   }
 
 
 def _ratio() -> Runs:
   """A pair counts as much, beside a session imitated, whatever the share."""
-  single = ipa.get_config("dpo")
+  single = ipa.get_config("session_reward")
   rows = 3 * single.pipeline.batch_size  # about 110 sessions
   base = sweep.changed(single, {"pipeline.batch_size": rows})
   of_pair = single.alignment.weight / single.alignment.requests / 3

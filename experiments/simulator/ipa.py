@@ -3,11 +3,17 @@ r"""OneRec's Iterative Preference Alignment, and the losses it is compared with.
   python -m launch.align --config=experiments/simulator/ipa.py:dpo \
     --workdir=runs/aligned
 
-Needs sft.py:session and session_reward.py in the same work directory. The
-argument is the loss on pairs (onerec_jax/alignment/objectives.py). Pairs are
-the best and the worst of 32 beams; the sampler, DPO's reference, becomes the
-policy anew three times (OneRec: each epoch). `once` is IPA's loss without its
-iterations: answers and reference stay the start's.
+Needs sft.py:session and p_score.py in the same work directory. The argument is
+the loss on pairs (onerec_jax/alignment/objectives.py). Pairs are the best and
+the worst of 32 beams; the sampler, DPO's reference, becomes the policy anew
+three times (OneRec: each epoch). `once` is IPA's loss without its iterations:
+answers and reference stay the start's.
+
+What judges sessions is V1's P-Score, the mean of a session's items.
+`session_reward` is `dpo` by OneRec's own reward model, session_reward.py: it
+tells the beams of one request apart by length (true watch time correlates by
+.48 with its swt) and hardly by liking (.04; the P-Score .19), and so it buys
+watch time with likes and follows (docs/alignment_evidence.md).
 """
 
 from experiments.simulator import sft
@@ -27,18 +33,22 @@ _OF_CPO = 1 / 15
 usually run. At 1 its gradient is twenty times the preference's (β / 2)."""
 
 
+_OF_DPO = ("once", "session_reward")
+"""Arguments that are DPO with something else changed."""
+
+
 def get_config(arg: str = "dpo") -> config_lib.Config:
-  if arg != "once" and arg not in objectives.PAIRS:
+  if arg not in (*_OF_DPO, *objectives.PAIRS):
     raise ValueError(
-      f"argument {arg!r}: want once or one of {sorted(objectives.PAIRS)}"
+      f"argument {arg!r}: want one of {(*_OF_DPO, *sorted(objectives.PAIRS))}"
     )
   c = sft.get_config("session")
   c.name = f"ipa_{arg}"
   set_schedule(c)
   a = c.alignment
   a.start = "sft_session"
-  a.objective = "dpo" if arg == "once" else arg
-  a.rewards = ("session_reward=1",)
+  a.objective = "dpo" if arg in _OF_DPO else arg
+  a.rewards = ("session_reward=1" if arg == "session_reward" else "p_score=1",)
   # Of 16 rows with at most three sessions each: r_DPO is about 5%.
   a.requests, a.group = 2, 32
   a.losers = 3 if arg == "s_dpo" else 1

@@ -77,6 +77,7 @@ def load(
   split: str,
   limit: int = 0,
   progress: bool = True,
+  least: int = 0,
 ) -> Judge:
   """A judge by its best parameters.
 
@@ -86,6 +87,7 @@ def load(
     split: `validation` or `test`.
     limit: a random sample of at most so many requests; 0: all.
     progress: whether to show a bar.
+    least: items of a request that it is asked about; 0: as many as it judges.
 
   Raises:
     ValueError: the run is of another kind of model, or no held-out request is
@@ -99,7 +101,7 @@ def load(
       "run of session_reward or p_score as the judge"
     )
   score = make_score(system, params, mesh)
-  m = getattr(system.model, "session_size", 1)
+  m = max(least, getattr(system.model, "session_size", 1))
   requests = held_out.requests(
     system.prepared, splits.HELD_OUT[split], m, limit
   )
