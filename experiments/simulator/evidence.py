@@ -11,7 +11,8 @@ be compared with. `items` and `sessions` come first; `catalogue` needs neither.
 items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
 sessions   sft.py:session, session_reward.py, p_score.py, ipa.py with each loss
            and by the session reward alone
-ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO)
+ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO), by the session
+           reward
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed

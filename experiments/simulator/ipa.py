@@ -9,11 +9,10 @@ the worst of 32 beams; the sampler, DPO's reference, becomes the policy anew
 three times (OneRec: each epoch). `once` is IPA's loss without its iterations:
 answers and reference stay the start's.
 
-What judges sessions is V1's P-Score, the mean of a session's items.
-`session_reward` is `dpo` by OneRec's own reward model, session_reward.py: it
-tells the beams of one request apart by length (true watch time correlates by
-.48 with its swt) and hardly by liking (.04; the P-Score .19), and so it buys
-watch time with likes and follows (docs/alignment_evidence.md).
+What judges sessions is V1's P-Score, the mean over a session's items.
+`session_reward` is `dpo` by OneRec's own reward model, session_reward.py, which
+tells the beams of one request apart by length and hardly by liking, and so buys
+watch time with likes and follows (docs/rewards.md, docs/alignment_evidence.md).
 """
 
 from experiments.simulator import sft
