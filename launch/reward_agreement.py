@@ -17,8 +17,8 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import files
-from onerec_jax.evaluation import agreement
+from onerec_jax import files, runs
+from onerec_jax.evaluation import agreement, judged
 
 _RUNS = absl_flags.DEFINE_list("runs", [], "One session model, or its seeds.")
 _JUDGES = absl_flags.DEFINE_list("judges", [], "Reward models.")
@@ -43,6 +43,14 @@ def main() -> None:
     raise app.UsageError(
       "--runs names one model, and each of --judges has as many seeds as it"
     )
+  for name, of in zip(models[0], zip(*judges)):
+    runs.say_if_stopped(flags.workdir(), name)
+    for judge in of:
+      if judged.was_made_from(flags.workdir(), name, judge):
+        print(
+          f"{name}: made of {judge}, whose mistakes chose its answers; name "
+          "what it started from"
+        )
   asked = _SPLIT.value, _SESSIONS.value, _REQUESTS.value
   each = [
     agreement.of_run(flags.workdir(), name, of, *asked)

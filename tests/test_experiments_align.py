@@ -6,8 +6,9 @@ from experiments.kuairand import feedback as kuairand
 from experiments.movielens import feedback as movielens
 from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
 from onerec_jax.alignment import checks, objectives, rewards
+from onerec_jax.scaling import sweep
 
-IPA = (*ipa._OF_DPO, *sorted(objectives.PAIRS))
+IPA = (*ipa.VARIANTS, *sorted(objectives.PAIRS))
 ALIGNED = [
   *((ipa, arg) for arg in IPA),
   *((ecpo, arg) for arg in ecpo.VARIANTS),
@@ -55,6 +56,20 @@ def test_learning_from_real_feedback_fits_its_start(module, arg):
   assert not list(checks._about_unread(config.alignment))
   with pytest.raises(ValueError, match="argument 'nothing': want sft or one"):
     module.get_config("nothing")
+
+
+def test_the_p_score_makes_ipas_pairs_but_where_said():
+  found = {arg: ipa.get_config(arg) for arg in IPA}
+  judges = {a: rewards.runs_of(c.alignment.rewards) for a, c in found.items()}
+  assert judges.pop("session_reward") == ["session_reward"]
+  assert {tuple(names) for names in judges.values()} == {("p_score",)}
+  changes = {"name": "x", "alignment.rewards": ()}
+  own, dpo = (
+    sweep.changed(found[arg], changes) for arg in ("session_reward", "dpo")
+  )
+  assert own == dpo
+  ratios = evidence.get_sweep("ratio").values()
+  assert {c.alignment.rewards for c in ratios} == {("session_reward=1",)}
 
 
 @pytest.mark.parametrize("arg", IPA)

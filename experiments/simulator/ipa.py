@@ -9,10 +9,11 @@ the worst of 32 beams; the sampler, DPO's reference, becomes the policy anew
 three times (OneRec: each epoch). `once` is IPA's loss without its iterations:
 answers and reference stay the start's.
 
-What judges sessions is V1's P-Score, the mean over a session's items.
+What judges sessions is V1's P-Score, σ of the mean logit of a session's items.
 `session_reward` is `dpo` by OneRec's own reward model, session_reward.py, which
-tells the beams of one request apart by length and hardly by liking, and so buys
-watch time with likes and follows (docs/rewards.md, docs/alignment_evidence.md).
+tells the beams of one request apart by length and hardly by liking: at this
+weight it buys watch time with likes and follows (docs/rewards.md,
+docs/alignment_evidence.md).
 """
 
 from experiments.simulator import sft
@@ -31,22 +32,20 @@ _OF_CPO = 1 / 15
 """λ of the better session's own loss, a sum over 15 codes: their mean, as it is
 usually run. At 1 its gradient is twenty times the preference's (β / 2)."""
 
-
-_OF_DPO = ("once", "session_reward")
+VARIANTS = ("once", "session_reward")
 """Arguments that are DPO with something else changed."""
 
 
 def get_config(arg: str = "dpo") -> config_lib.Config:
-  if arg not in (*_OF_DPO, *objectives.PAIRS):
-    raise ValueError(
-      f"argument {arg!r}: want one of {(*_OF_DPO, *sorted(objectives.PAIRS))}"
-    )
+  known = sorted((*VARIANTS, *objectives.PAIRS))
+  if arg not in known:
+    raise ValueError(f"argument {arg!r}: want one of {known}")
   c = sft.get_config("session")
   c.name = f"ipa_{arg}"
   set_schedule(c)
   a = c.alignment
   a.start = "sft_session"
-  a.objective = "dpo" if arg in _OF_DPO else arg
+  a.objective = "dpo" if arg in VARIANTS else arg
   a.rewards = ("session_reward=1" if arg == "session_reward" else "p_score=1",)
   # Of 16 rows with at most three sessions each: r_DPO is about 5%.
   a.requests, a.group = 2, 32

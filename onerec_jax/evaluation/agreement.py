@@ -6,9 +6,12 @@ differ far less than what a log shows. A reward model that is good at the log
 and know nothing of which beam is liked more. Here a run answers held-out
 requests of the simulated world, W sessions each; of every head of a judge
 
-  spread  standard deviation of its probability among a request's answers
+  spread  root mean square of what it makes of an answer, less the mean over the
+          request's answers
   r       correlation of that with a figure of true preference (preference.py),
-          both less their request's mean, over all answers
+          less its request's mean as well
+
+as alignment asks it: a P-Score's heads are σ of a session's mean logit.
 """
 
 import dataclasses
@@ -19,8 +22,10 @@ import rich.box
 import rich.table
 from jaxtyping import Float
 
-from onerec_jax import files
+from onerec_jax import config as config_lib
+from onerec_jax import files, partitioning
 from onerec_jax.evaluation import judged, preference
+from onerec_jax.inference import assemble
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +86,26 @@ def of_run(
 
   Raises:
     ValueError: data of another source than the simulator, a run that is no
-      session model, or a judge of other sessions.
+      session model, or a judge of other data or other sessions.
   """
-  true = preference.of_run(workdir, name, split, width, limit)
-  if true.width == 1:
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+  system, params = assemble.load(workdir, name, mesh)
+  m = getattr(system.model, "session_items", 1)
+  if m == 1:
     raise ValueError(
       f"{name} answers a request with one session, and there is nothing to "
       "tell apart; name a session model"
     )
-  size = true.sessions.shape[2]
+  answer = preference.make_answer(system, params, mesh, width)
+  true = preference.measure(
+    answer, system.prepared, system.config, split, limit
+  )
   found = {}
-  for judge in judges:
-    model = judged.load(workdir, judge, split, limit, least=size)
-    if model.session_size not in (None, size):
-      raise ValueError(
-        f"{judge} judges sessions of {model.session_size}, and {name} answers "
-        f"with sessions of {size}"
-      )
-    values = judged.measure(model, name, true.sessions).values
-    found[judge] = {
+  for by in judges:
+    judge = judged.load(workdir, by, split, limit, session_items=m)
+    judged.check(system, judge, name, m)
+    values = judged.measure(judge, name, true.sessions).values
+    found[by] = {
       head: within_requests(value, true.values)
       for head, value in values.items()
     }

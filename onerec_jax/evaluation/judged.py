@@ -77,7 +77,7 @@ def load(
   split: str,
   limit: int = 0,
   progress: bool = True,
-  least: int = 0,
+  session_items: int = 0,
 ) -> Judge:
   """A judge by its best parameters.
 
@@ -87,11 +87,13 @@ def load(
     split: `validation` or `test`.
     limit: a random sample of at most so many requests; 0: all.
     progress: whether to show a bar.
-    least: items of a request that it is asked about; 0: as many as it judges.
+    session_items: m, to judge sessions of m as alignment does: at requests of
+      at least m items, a P-Score by σ of a session's mean logit. 0: as the
+      module docstring says.
 
   Raises:
     ValueError: the run is of another kind of model, or no held-out request is
-      as long as its sessions.
+      as long as the sessions.
   """
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   system, params = assemble.load(workdir, name, mesh)
@@ -100,8 +102,8 @@ def load(
       f"{name} is a {system.config.model.system}, which judges nothing; name a "
       "run of session_reward or p_score as the judge"
     )
-  score = make_score(system, params, mesh)
-  m = max(least, getattr(system.model, "session_size", 1))
+  score = make_score(system, params, mesh, bool(session_items))
+  m = max(session_items, getattr(system.model, "session_size", 1))
   requests = held_out.requests(
     system.prepared, splits.HELD_OUT[split], m, limit
   )
@@ -112,16 +114,19 @@ def load(
   return Judge(system, score, requests, preference.columns(log))
 
 
-def make_score(system: assemble.System, params: Any, mesh: Mesh) -> Score:
+def make_score(
+  system: assemble.System, params: Any, mesh: Mesh, whole: bool = False
+) -> Score:
   """The judge's figures of answers; see the module docstring.
 
   Args:
     system: of the reward model.
     params: its parameters.
     mesh: the devices the rows of a batch are spread over.
+    whole: whether a P-Score judges a session itself, and not item by item.
   """
   model, weights = system.model, dict(system.model.value_weights)
-  whole = hasattr(model, "session_size")
+  whole = whole or hasattr(model, "session_size")
 
   @jax.jit
   def run(params, batch, catalogue, answers):
@@ -256,7 +261,7 @@ def of_run(
   mesh = partitioning.make_mesh(config_lib.MeshConfig())
   system, params = assemble.load(workdir, name, mesh)
   m, size = getattr(system.model, "session_items", 1), judge.session_size
-  _check(system, judge, name, m)
+  check(system, judge, name, m)
   answer = preference.make_answer(system, params, mesh, width, size or width)
   shown = preference.ask(
     answer, system.prepared, judge.requests, system.config, progress
@@ -266,8 +271,18 @@ def of_run(
   return measure(judge, name, shown, progress)
 
 
-def _check(system: assemble.System, judge: Judge, name: str, m: int) -> None:
-  """Refuses a run that the judge cannot judge."""
+def check(system: assemble.System, judge: Judge, name: str, m: int) -> None:
+  """Refuses a run that the judge cannot judge.
+
+  Args:
+    system: of the run.
+    judge: the judge.
+    name: of the run.
+    m: items of its answers.
+
+  Raises:
+    ValueError: it is of other data, or its sessions are of another length.
+  """
   by, size = judge.system.config.name, judge.session_size
   data = [s.prepared.manifest["fingerprint"] for s in (system, judge.system)]
   if data[0] != data[1]:

@@ -125,13 +125,13 @@ def test_a_judge_is_asked_about_the_answers_of_the_run(runs, monkeypatch):
     before = rows_lib.before(system.prepared, record, int(requests.first[row]))
     batch = batch_of(system, [before])
     logits = scores(batch, system.catalogue, sessions.reshape(1, W * M))
-    earned = 1 / (1 + np.exp(-np.asarray(logits["like"], np.float64)))
-    like.append(earned.reshape(W, M).mean(axis=1))
+    logits = np.asarray(logits["like"], np.float64).reshape(W, M).mean(axis=1)
+    like.append(1 / (1 + np.exp(-logits)))
   for figure, value in true.values.items():
     expected = correlation(np.array(like), value)
     assert found["like"].r[figure] == pytest.approx(expected, abs=1e-4)
 
-  with pytest.raises(ValueError, match="sessions of 2, and session answers"):
+  with pytest.raises(ValueError, match="by_session judges sessions of 2"):
     ask("session", ["by_session"])
   with pytest.raises(ValueError, match="by_item answers a request with one"):
     ask("by_item", ["by_item"])
