@@ -10,7 +10,9 @@ from flax import traverse_util
 
 from onerec_jax import config as config_lib
 from onerec_jax import model_configs
+from onerec_jax.data import rows as rows_lib
 from onerec_jax.data.batch import Batch, Catalogue
+from onerec_jax.inference import assemble
 from onerec_jax.models import registry
 
 NUM_ITEMS = 60
@@ -245,6 +247,18 @@ def catalogue() -> Catalogue:
 def params(model: registry.Model):
   """Random parameters of a tiny model."""
   return random_params(model, batch_of(model), catalogue(), 2)
+
+
+def asking(system: assemble.System, histories: list[rows_lib.History]) -> Batch:
+  """A batch that asks the system's model after a history, or after none."""
+  names = sorted(rows_lib.feature_sizes(system.prepared))
+  return rows_lib.request_batch(histories, names, system.config.pipeline, 1)
+
+
+def with_params(system: assemble.System, seed: int):
+  """A system and random parameters of its model."""
+  example = asking(system, [])
+  return system, random_params(system.model, example, system.catalogue, seed)
 
 
 def random_params(

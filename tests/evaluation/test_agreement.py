@@ -90,17 +90,8 @@ def runs(tmp_path_factory):
     config = copy.deepcopy(c)
     config.name, config.model = name, model
     system = assemble.assemble(config, data, coded)
-    example = batch_of(system, [])
-    found[name] = (
-      system,
-      tiny.random_params(system.model, example, system.catalogue, seed),
-    )
+    found[name] = tiny.with_params(system, seed)
   return found
-
-
-def batch_of(system, histories):
-  names = sorted(rows_lib.feature_sizes(system.prepared))
-  return rows_lib.request_batch(histories, names, system.config.pipeline, 1)
 
 
 def test_a_judge_is_asked_about_the_answers_of_the_run(runs, monkeypatch):
@@ -123,7 +114,7 @@ def test_a_judge_is_asked_about_the_answers_of_the_run(runs, monkeypatch):
   for row, sessions in enumerate(true.sessions):
     record = system.prepared.user(int(requests.user[row]) - 1)
     before = rows_lib.before(system.prepared, record, int(requests.first[row]))
-    batch = batch_of(system, [before])
+    batch = tiny.asking(system, [before])
     logits = scores(batch, system.catalogue, sessions.reshape(1, W * M))
     logits = np.asarray(logits["like"], np.float64).reshape(W, M).mean(axis=1)
     like.append(1 / (1 + np.exp(-logits)))

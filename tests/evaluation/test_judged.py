@@ -78,20 +78,9 @@ def runs(tmp_path_factory):
     if name == "by_session":
       config.pipeline.pathways = PATHWAYS
     sids = None if name == "sasrec" else coded
-    found[name] = made(assemble.assemble(config, data, sids), seed)
-  found["again"] = made(found["sasrec"][0], 9)
+    found[name] = tiny.with_params(assemble.assemble(config, data, sids), seed)
+  found["again"] = tiny.with_params(found["sasrec"][0], 9)
   return found
-
-
-def made(system, seed):
-  batch = batch_of(system, [])
-  model, catalogue = system.model, system.catalogue
-  return system, tiny.random_params(model, batch, catalogue, seed)
-
-
-def batch_of(system, histories):
-  names = sorted(rows_lib.feature_sizes(system.prepared))
-  return rows_lib.request_batch(histories, names, system.config.pipeline, 1)
 
 
 def ways(runs, patch):
@@ -134,7 +123,7 @@ def asked(runs, name):
   )
 
   def ask(requests, row, answers):
-    batch = batch_of(system, [history(system, requests, row)])
+    batch = tiny.asking(system, [history(system, requests, row)])
     answers = np.asarray(answers, np.int32)[None]
     found = scores(batch, system.catalogue, answers)
     of = lambda logit: 1 / (1 + np.exp(-np.asarray(logit, np.float64)[0]))
@@ -189,7 +178,7 @@ def test_a_point_wise_run_answers_with_its_best_items(runs, by_session):
     )
   )
   for row in range(USERS):
-    batch = batch_of(system, [history(system, judge.requests, row)])
+    batch = tiny.asking(system, [history(system, judge.requests, row)])
     every = np.asarray(scores(batch, system.catalogue))[0, 0]
     may = allowed(system, judge.requests, row)
     best = may[np.argsort(-every[may], kind="stable")][:M]

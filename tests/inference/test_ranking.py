@@ -69,17 +69,8 @@ def runs(tmp_path_factory):
         c.lifelong, 3, data, vectors.astype(np.float32), "random", folder
       )
     system = assemble.assemble(c, data, None if name == "sasrec" else coded)
-    example = batch_of(system, [])
-    found[name] = (
-      system,
-      tiny.random_params(system.model, example, system.catalogue, seed),
-    )
+    found[name] = tiny.with_params(system, seed)
   return found
-
-
-def batch_of(system, histories):
-  names = sorted(rows_lib.feature_sizes(system.prepared))
-  return rows_lib.request_batch(histories, names, system.config.pipeline, 1)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +115,7 @@ def best(runs, load):
       history = rows_lib.before(prepared, record, len(record.items))
     # Always as many: one compilation.
     given = [prepared.item_index[i] for i in raw] + [0] * (ITEMS - len(raw))
-    batch = batch_of(runs[name][0], [history])
+    batch = tiny.asking(runs[name][0], [history])
     earned = rewards[name](batch, np.asarray([given], np.int32))[0]
     order = np.argsort(-np.asarray(earned[: len(raw)]), kind="stable")[:k]
     return [raw[i] for i in order], [float(earned[i]) for i in order]
