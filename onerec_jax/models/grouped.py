@@ -3,14 +3,16 @@
 XLA has it for TPUs (`jax.lax.ragged_dot`), with the gradient of the rows. The
 gradient of the matrices it writes as a masked dense product over all groups,
 with as many times the arithmetic as there are groups. On TPUs that one is
-JAX's Pallas kernel here, `tgmm` of megablox; CPUs and GPUs have XLA's for all
-three, in JAX 0.10 each of them dense.
+JAX's Pallas kernel here, `tgmm` of megablox. Elsewhere JAX 0.10 writes all
+three dense; on CPUs they are batched products of tiles here, GPUs have XLA's.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.megablox.gmm import tgmm
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 _FEWEST_ROWS, _MOST_ROWS, _MOST_BYTES = 128, 512, 2048
 """Of a tile of the kernel: its rows, about those of the mean group, as a tile
@@ -36,18 +38,24 @@ def dot(
     sizes: rows of each group. What comes after the last group's is undefined,
       in the product and in the gradient of `rows`: mask it on both sides.
   """
-  return jax.lax.ragged_dot(rows, matrices, sizes)
+  return _product(rows, matrices, sizes)
+
+
+def _product(rows, matrices, sizes):
+  return jax.lax.platform_dependent(
+    rows, matrices, sizes, cpu=_tiled, default=jax.lax.ragged_dot
+  )
 
 
 def _forward(rows, matrices, sizes):
-  return jax.lax.ragged_dot(rows, matrices, sizes), (rows, matrices, sizes)
+  return _product(rows, matrices, sizes), (rows, matrices, sizes)
 
 
 def _backward(saved, out):
   rows, matrices, sizes = saved
-  of_rows = jax.lax.ragged_dot(out, matrices.swapaxes(1, 2), sizes)
+  of_rows = _product(out, matrices.swapaxes(1, 2), sizes)
   of_matrices = jax.lax.platform_dependent(
-    rows, out, sizes, tpu=outer, default=_dense_outer
+    rows, out, sizes, cpu=_tiled_outer, tpu=outer, default=_dense_outer
   )
   return of_rows, of_matrices, None
 
@@ -95,3 +103,57 @@ _CONTRACT_ROWS = jax.lax.RaggedDotDimensionNumbers(
 
 def _dense_outer(rows, out, sizes):
   return jax.lax.ragged_dot_general(rows, out, sizes, _CONTRACT_ROWS)
+
+
+class _Tiles(NamedTuple):
+  """Rows cut into tiles, each of one group; T rows a tile.
+
+  Attributes:
+    group: [tiles] the group of each.
+    row: [tiles, T] the row in each place.
+    inside: [tiles, T] whether the place holds a row of the tile's group.
+    place: [M] where each row went, counted over all tiles.
+  """
+
+  group: Int[Array, "tiles"]
+  row: Int[Array, "tiles T"]
+  inside: Bool[Array, "tiles T"]
+  place: Int[Array, "M"]
+
+
+def _tiles(M: int, sizes: Int[Array, "E"]) -> _Tiles:
+  """Tiles of a quarter of the mean group: at most as much again is empty."""
+  E = len(sizes)
+  T = 8 * max(-(-M // (4 * E * 8)), 1)
+  ends = jnp.cumsum(sizes)
+  starts = ends - sizes
+  whole = -(-sizes // T)
+  first = jnp.cumsum(whole) - whole
+  tile, row = jnp.arange(M // T + E), jnp.arange(M)
+  of_tile, of_row = (
+    jnp.minimum(jnp.searchsorted(upto, x, side="right"), E - 1)
+    for upto, x in ((first + whole, tile), (ends, row))
+  )
+  at = starts[of_tile] + (tile - first[of_tile]) * T
+  at = at[:, None] + jnp.arange(T)[None]
+  place = first[of_row] * T + row - starts[of_row]
+  inside = at < ends[of_tile][:, None]
+  return _Tiles(of_tile, jnp.minimum(at, M - 1), inside, place)
+
+
+def _tiled(rows, matrices, sizes):
+  tiles = _tiles(len(rows), sizes)
+  found = jnp.einsum("ntd,ndf->ntf", rows[tiles.row], matrices[tiles.group])
+  return found.reshape(-1, found.shape[2]).at[tiles.place].get(mode="clip")
+
+
+def _tiled_outer(rows, out, sizes):
+  tiles = _tiles(len(rows), sizes)
+  inside = jnp.where(tiles.inside[:, :, None], rows[tiles.row], 0)
+  of_tile = jnp.einsum(
+    "ntd,ntf->ndf", inside, out[tiles.row], preferred_element_type=jnp.float32
+  )
+  summed = jax.ops.segment_sum(
+    of_tile, tiles.group, len(sizes), indices_are_sorted=True
+  )
+  return summed.astype(rows.dtype)
