@@ -68,8 +68,9 @@ def test_the_p_score_makes_ipas_pairs_but_where_said():
     sweep.changed(found[arg], changes) for arg in ("session_reward", "dpo")
   )
   assert own == dpo
-  ratios = evidence.get_sweep("ratio").values()
-  assert {c.alignment.rewards for c in ratios} == {("session_reward=1",)}
+  for name, config in evidence.get_sweep("ratio").items():
+    by = "session_reward" if "_reward_" in name else "p_score"
+    assert rewards.runs_of(config.alignment.rewards) == [by]
 
 
 @pytest.mark.parametrize("arg", IPA)

@@ -11,8 +11,8 @@ be compared with. `items` and `sessions` come first; `catalogue` needs neither.
 items      sft.py:item and :free, p_score.py, ecpo.py and gbpo.py
 sessions   sft.py:session, session_reward.py, p_score.py, ipa.py with each loss
            and by the session reward alone
-ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO), by the session
-           reward
+ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO), by the P-Score
+           and by the session reward
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
@@ -111,19 +111,21 @@ def _sessions() -> Runs:
 
 def _ratio() -> Runs:
   """A pair counts as much, beside a session imitated, whatever the share."""
-  single = ipa.get_config("session_reward")
-  rows = 3 * single.pipeline.batch_size  # about 110 sessions
-  base = sweep.changed(single, {"pipeline.batch_size": rows})
-  of_pair = single.alignment.weight / single.alignment.requests / 3
-  runs = {"ratio_0": _control(base)}
-  for requests in (1, 5, 20):
-    runs[f"ratio_{requests}"] = sweep.changed(
-      base,
-      {
-        "alignment.requests": requests,
-        "alignment.weight": of_pair * requests,
-      },
-    )
+  runs = {}
+  for prefix, variant in (("ratio", "dpo"), ("ratio_reward", "session_reward")):
+    single = ipa.get_config(variant)
+    rows = 3 * single.pipeline.batch_size  # about 110 sessions
+    base = sweep.changed(single, {"pipeline.batch_size": rows})
+    of_pair = single.alignment.weight / single.alignment.requests / 3
+    runs.setdefault("ratio_0", _control(base))
+    for requests in (1, 5, 20):
+      runs[f"{prefix}_{requests}"] = sweep.changed(
+        base,
+        {
+          "alignment.requests": requests,
+          "alignment.weight": of_pair * requests,
+        },
+      )
   return runs
 
 

@@ -122,7 +122,7 @@ def same_data(workdir: files.PathLike, name: str) -> bool:
   return record["prepared"] == prepared.manifest["fingerprint"]
 
 
-def choose(workdir: files.PathLike, model: str = "") -> str:
+def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
   """The name of the run to load; see `recommender.Recommender.load`."""
   runs = pathlib.Path(workdir) / "models"
   names = sorted(path.parent.name for path in runs.glob("*/best.json"))
@@ -131,7 +131,7 @@ def choose(workdir: files.PathLike, model: str = "") -> str:
   if not model:
     # What the data were before they were prepared anew, nobody asks for.
     current = [name for name in names if same_data(workdir, name)]
-    names = current or names
+    names = [name for name in current or names if name != ranker]
   if not model and len(names) == 1:
     return names[0]
   if not model and PREFERRED in names:

@@ -82,7 +82,8 @@ class Recommender:
 
     Args:
       workdir: the work directory.
-      model: name of the run; empty: the only one, else `lazy_decoder`.
+      model: name of the run; empty: the only one beside the ranker, else
+        `lazy_decoder`.
       batch_size: the most requests answered at once.
       ranker: name of a reward model's run that ranks what the run finds
         (ranking.py); empty: none.
@@ -94,7 +95,7 @@ class Recommender:
     """
     mesh = partitioning.make_mesh(config_lib.MeshConfig())
     system, params = assemble.load(
-      workdir, assemble.choose(workdir, model), mesh
+      workdir, assemble.choose(workdir, model, ranker), mesh
     )
     second = ranking.Ranker.load(workdir, ranker, mesh) if ranker else None
     return cls(system, params, mesh, batch_size, second)

@@ -78,7 +78,7 @@ def load(runs):
   """`Recommender.load` of these runs; and what else loads them."""
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(assemble, "load", lambda _, name, mesh: runs[name])
-    patch.setattr(assemble, "choose", lambda _, name: name)
+    patch.setattr(assemble, "choose", lambda _, name, ranker: name)
     yield lambda name, ranker="": Recommender.load("", name, 8, ranker)
 
 

@@ -299,6 +299,7 @@ def test_titles_fall_back_to_ids(recommenders):
 def test_the_run_is_chosen_by_name(workdir, recommenders, tmp_path):
   assert recommenders["sasrec"].system.config.name == "sasrec"
   assert Recommender.load(workdir).system.config.name == "lazy_decoder"
+  assert assemble.choose(workdir, ranker="lazy_decoder") == "sasrec"
   with pytest.raises(ValueError, match=r"no run 'x' .*\['lazy_decoder', 'sas"):
     Recommender.load(workdir, "x")
   with pytest.raises(ValueError, match="no trained run"):
