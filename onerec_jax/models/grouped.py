@@ -28,7 +28,7 @@ def dot(
   matrices: Float[Array, "E D F"],
   sizes: Int[Array, "E"],
 ) -> Float[Array, "M F"]:
-  """`jax.lax.ragged_dot`, with a gradient that TPUs compute group by group.
+  """`jax.lax.ragged_dot`, group by group on TPUs and CPUs, its gradient too.
 
   In a `jax.shard_map` it needs `check_vma=False`, as any kernel.
 
@@ -142,12 +142,14 @@ def _tiles(M: int, sizes: Int[Array, "E"]) -> _Tiles:
 
 
 def _tiled(rows, matrices, sizes):
+  """As `dot`, of any device: a batched product, a matrix a tile."""
   tiles = _tiles(len(rows), sizes)
   found = jnp.einsum("ntd,ndf->ntf", rows[tiles.row], matrices[tiles.group])
   return found.reshape(-1, found.shape[2]).at[tiles.place].get(mode="clip")
 
 
 def _tiled_outer(rows, out, sizes):
+  """As `outer`, of any device: the products of tiles, summed by group."""
   tiles = _tiles(len(rows), sizes)
   inside = jnp.where(tiles.inside[:, :, None], rows[tiles.row], 0)
   of_tile = jnp.einsum(
