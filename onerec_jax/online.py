@@ -204,8 +204,8 @@ def ab_test(
 ) -> list[dict[str, Any]]:
   """Plays a test and writes what it found.
 
-  Writes ab_test.json (figures, days, settings), forest.png and days.png, and
-  prints the table.
+  Writes ab_test.json (figures, days, requests, settings), forest.png, days.png
+  and requests.png, and prints the table.
 
   Args:
     workdir: of the runs.
@@ -250,17 +250,20 @@ def ab_test(
   played = play(arms, workdir, world, state, logged, settings)
   rows = figures.compare(world, *played, logged, from_day)
   names = (f"control: {control}", f"treatment: {treatment}")
-  days = figures.by_day(world, dict(zip(names, played)), logged, from_day)
+  by_arm = dict(zip(names, played))
+  days = figures.by_day(world, by_arm, logged, from_day)
+  requests = figures.by_request(world, by_arm)
   told = vars(settings) | {"directory": str(settings.directory)}
   files.write_json(
     settings.directory / "ab_test.json",
     {
       "control": control, "treatment": treatment, "settings": told,
-      "figures": rows, "days": days,
+      "figures": rows, "days": days, "requests": requests,
     },
   )  # fmt: skip
   ab_plots.forest(rows, settings.directory / "forest.png")
   ab_plots.curves(days, settings.directory / "days.png")
+  ab_plots.curves(requests, settings.directory / "requests.png", "request")
   _print(rows, *names)
   return rows
 

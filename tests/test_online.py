@@ -135,7 +135,7 @@ def test_a_frozen_model_against_itself(workdir, tmp_path):
   assert record["figures"][0]["figure"] == "stay_s"
   assert record["settings"]["from_day"] == 3
   assert [day["day"] for day in record["days"]] == [3, 4, 3, 4]
-  for name in ("forest.png", "days.png"):
+  for name in ("forest.png", "days.png", "requests.png"):
     assert (tmp_path / "aa" / name).stat().st_size > 1000
   with pytest.raises(ValueError, match="holds something already"):
     online.ab_test(workdir, *arms, _settings(tmp_path / "aa"))

@@ -1,4 +1,4 @@
-"""The two pictures of an online test, as PNG files."""
+"""The pictures of an online test, as PNG files."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,11 +12,20 @@ from onerec_jax import files
 _INK, _FAINT = "#22252b", "#d4d7dd"
 _COLORS = ("#2f5fd0", "#d1602b")
 _CURVES = {
-  "stay_s": "stay time a user-day, s",
-  "views": "views a user-day",
-  "satisfaction": "true satisfaction",
-  "cold_views": "cold-start views a user-day",
+  "day": {
+    "stay_s": "stay time a user-day, s",
+    "views": "views a user-day",
+    "satisfaction": "true satisfaction",
+    "cold_views": "cold-start views a user-day",
+  },
+  "request": {
+    "watch_s": "watch time of a request, s",
+    "satisfaction": "true satisfaction",
+    "duration_s": "mean length shown, s",
+    "topics": "topics of a request",
+  },
 }
+"""What they are drawn over → four figures of `ab_test` and their titles."""
 _DPI = 200
 
 
@@ -48,22 +57,25 @@ def forest(rows: Sequence[Mapping[str, Any]], path: files.PathLike) -> None:
   _save(canvas, path)
 
 
-def curves(days: Sequence[Mapping[str, Any]], path: files.PathLike) -> None:
-  """Four figures of both arms, day by day.
+def curves(
+  rows: Sequence[Mapping[str, Any]], path: files.PathLike, over: str = "day"
+) -> None:
+  """Four figures of both arms, day by day or request by request.
 
   Args:
-    days: of `ab_test.by_day`.
+    rows: of `ab_test.by_day` or `by_request`.
     path: PNG to write.
+    over: `day` or `request`.
   """
   canvas = figure.Figure((6.4, 4.4), dpi=_DPI, layout="constrained")
   backend_agg.FigureCanvasAgg(canvas)
   planes = canvas.subplots(2, 2).ravel()
-  names = list(dict.fromkeys(row["arm"] for row in days))
-  for plane, (key, label) in zip(planes, _CURVES.items()):
+  names = list(dict.fromkeys(row["arm"] for row in rows))
+  for plane, (key, label) in zip(planes, _CURVES[over].items()):
     for name, color in zip(names, _COLORS):
-      mine = [row for row in days if row["arm"] == name]
+      mine = [row for row in rows if row["arm"] == name]
       plane.plot(
-        [row["day"] for row in mine], [row[key] for row in mine], "o-",
+        [row[over] for row in mine], [row[key] for row in mine], "o-",
         color=color, markersize=3.5, linewidth=1.8,
         # A dollar sign would start matplotlib's formula mode.
         label=" " + name.replace("$", r"\$"),
@@ -71,7 +83,7 @@ def curves(days: Sequence[Mapping[str, Any]], path: files.PathLike) -> None:
     plane.set_title(label, fontsize=9, color=_INK, loc="left")
     plane.xaxis.set_major_locator(ticker.MaxNLocator(5, integer=True))
     plane.grid(color=_FAINT, linewidth=0.6)
-    plane.set_xlabel("day", fontsize=9)
+    plane.set_xlabel(over, fontsize=9)
   canvas.legend(
     *planes[0].get_legend_handles_labels(), frameon=False, fontsize=9,
     loc="outside upper left", ncols=2,

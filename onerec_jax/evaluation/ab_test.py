@@ -37,6 +37,8 @@ COLD_SHOWN = 20
 USER_DAY = "user-day"
 REQUEST = "request"
 ENTROPY = "exposure_entropy"
+FIRST_REQUESTS = 10
+"""Requests of a user that `by_request` tells apart."""
 _BLOCK = 50
 """Resamples whose exposures are held at once."""
 
@@ -290,3 +292,41 @@ def by_day(
         row |= {n: float(v[here].mean()) for n, v in unit.values.items()}
       rows.append(row)
   return rows
+
+
+def by_request(
+  world: World, arms: dict[str, Sequence[Events]]
+) -> list[dict[str, Any]]:
+  """Each arm's means of the users' first, second, … request of the test.
+
+  An arm's first answers follow what the log showed, later ones what it showed
+  itself: a model that only answers well to the log loses what it had.
+
+  Returns:
+    Rows of `arm`, `request` from 1 to at most `FIRST_REQUESTS`, `users` who
+    made so many, `watch_s`, and the figures of `requests`.
+  """
+  rows, slots = [], world.config.slots
+  for name, days in arms.items():
+    units = requests(world, days)
+    watched = [
+      events.play_time[np.lexsort((events.position, events.request))]
+      for events in days
+    ]
+    seconds = np.concatenate(watched).reshape(-1, slots).sum(axis=1) / 1000
+    nth = _nth(units.user)
+    for number in range(1, min(nth.max(initial=0), FIRST_REQUESTS) + 1):
+      here = nth == number
+      row = {"arm": name, "request": number, "users": int(here.sum())}
+      values = {"watch_s": seconds, **units.values}
+      rows.append(row | {n: float(v[here].mean()) for n, v in values.items()})
+  return rows
+
+
+def _nth(user: np.ndarray) -> np.ndarray:
+  """How often each entry's user has come until then, itself included."""
+  order = np.argsort(user, kind="stable")
+  first = np.searchsorted(user[order], user[order])
+  nth = np.empty(len(user), np.int64)
+  nth[order] = np.arange(len(user)) - first + 1
+  return nth

@@ -209,5 +209,38 @@ def test_days_and_pictures(played, tmp_path):
   rows = ab_test.compare(world, *named.values(), logged, FROM)
   ab_plots.forest(rows, tmp_path / "forest.png")
   ab_plots.curves(days, tmp_path / "days.png")
-  for name in ("forest.png", "days.png"):
+  requests = ab_test.by_request(world, named)
+  ab_plots.curves(requests, tmp_path / "requests.png", "request")
+  for name in ("forest.png", "days.png", "requests.png"):
     assert (tmp_path / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_requests_in_the_order_that_each_user_made_them(played):
+  world, _, arms = played
+  log = [
+    (int(e.timestamp[i]), int(e.user[i]), int(e.request[i]), day, i)
+    for day, e in enumerate(arms["uniform"])
+    for i in range(len(e))
+  ]
+  come, nth, watched, satisfied, lengths, seen = (
+    collections.Counter(), {}, *(collections.defaultdict(list) for _ in "abcd"),
+  )  # fmt: skip
+  for _, user, request, day, i in sorted(log):
+    if (day, request) not in nth:
+      come[user] += 1
+      nth[day, request] = come[user]
+    number, events = nth[day, request], arms["uniform"][day]
+    watched[number].append(float(events.play_time[i]) / 1000)
+    satisfied[number].append(float(events.satisfaction[i]))
+    lengths[number].append(float(world.item_duration[events.item[i]]) / 1000)
+    seen[number].append(user)
+  rows = ab_test.by_request(world, {"one": arms["uniform"]})
+  assert [row["request"] for row in rows] == list(range(1, len(rows) + 1))
+  assert len(rows) == min(max(come.values()), ab_test.FIRST_REQUESTS)
+  slots = world.config.slots
+  for row in rows:
+    number = row["request"]
+    assert row["users"] == len(set(seen[number])) == len(seen[number]) // slots
+    assert row["watch_s"] == pytest.approx(np.mean(watched[number]) * slots)
+    assert row["satisfaction"] == pytest.approx(np.mean(satisfied[number]))
+    assert row["duration_s"] == pytest.approx(np.mean(lengths[number]))
