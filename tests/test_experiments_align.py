@@ -68,9 +68,20 @@ def test_the_p_score_makes_ipas_pairs_but_where_said():
     sweep.changed(found[arg], changes) for arg in ("session_reward", "dpo")
   )
   assert own == dpo
-  for name, config in evidence.get_sweep("ratio").items():
-    by = "session_reward" if "_reward_" in name else "p_score"
-    assert rewards.runs_of(config.alignment.rewards) == [by]
+
+
+def test_in_the_ratio_study_a_pair_counts_as_much_whatever_their_share():
+  found = evidence.get_sweep("ratio")
+  assert found.pop("ratio_0").alignment.weight == 0
+  shares, each = set(), set()
+  for name, config in found.items():
+    a = config.alignment
+    shares.add((*rewards.runs_of(a.rewards), a.requests))
+    each.add(round(a.weight / a.requests, 9))
+    assert ("_reward_" in name) == (a.rewards == ("session_reward=1",))
+  judges = "p_score", "session_reward"
+  assert shares == {(judge, n) for judge in judges for n in (1, 5, 20)}
+  assert len(each) == 1
 
 
 @pytest.mark.parametrize("arg", IPA)

@@ -111,20 +111,21 @@ def _sessions() -> Runs:
 
 def _ratio() -> Runs:
   """A pair counts as much, beside a session imitated, whatever the share."""
-  runs = {}
-  for prefix, variant in (("ratio", "dpo"), ("ratio_reward", "session_reward")):
-    single = ipa.get_config(variant)
-    rows = 3 * single.pipeline.batch_size  # about 110 sessions
-    base = sweep.changed(single, {"pipeline.batch_size": rows})
-    of_pair = single.alignment.weight / single.alignment.requests / 3
-    runs.setdefault("ratio_0", _control(base))
+  wide = {"pipeline.batch_size": 3 * sft.get_config().pipeline.batch_size}
+  by = {"ratio": "dpo", "ratio_reward": "session_reward"}
+  bases = {
+    prefix: sweep.changed(ipa.get_config(variant), wide)  # about 110 sessions
+    for prefix, variant in by.items()
+  }
+  # Without pairs no reward is asked: one control for both.
+  runs = {"ratio_0": _control(bases["ratio"])}
+  for prefix, base in bases.items():
+    of_pair = base.alignment.weight / base.alignment.requests / 3
     for requests in (1, 5, 20):
+      weight = of_pair * requests
       runs[f"{prefix}_{requests}"] = sweep.changed(
         base,
-        {
-          "alignment.requests": requests,
-          "alignment.weight": of_pair * requests,
-        },
+        {"alignment.requests": requests, "alignment.weight": weight},
       )
   return runs
 

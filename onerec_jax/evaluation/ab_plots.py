@@ -66,6 +66,9 @@ def curves(
     rows: of `ab_test.by_day` or `by_request`.
     path: PNG to write.
     over: `day` or `request`.
+
+  Raises:
+    KeyError: another.
   """
   canvas = figure.Figure((6.4, 4.4), dpi=_DPI, layout="constrained")
   backend_agg.FigureCanvasAgg(canvas)

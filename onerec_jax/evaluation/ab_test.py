@@ -300,7 +300,12 @@ def by_request(
   """Each arm's means of the users' first, second, … request of the test.
 
   An arm's first answers follow what the log showed, later ones what it showed
-  itself: a model that only answers well to the log loses what it had.
+  itself, which no model saw in training. Of a test of several days the n-th
+  requests are of different days, and of different models where arms learn.
+
+  Args:
+    world: the world.
+    arms: name → its log, day by day.
 
   Returns:
     Rows of `arm`, `request` from 1 to at most `FIRST_REQUESTS`, `users` who

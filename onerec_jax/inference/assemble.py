@@ -123,22 +123,35 @@ def same_data(workdir: files.PathLike, name: str) -> bool:
 
 
 def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
-  """The name of the run to load; see `recommender.Recommender.load`."""
+  """The name of the run to load; see `recommender.Recommender.load`.
+
+  Args:
+    workdir: the work directory.
+    model: the run's name; empty: the only one of these data, else the
+      preferred.
+    ranker: a run that is not to be chosen.
+
+  Raises:
+    ValueError: no such run, or several and none preferred.
+  """
   runs = pathlib.Path(workdir) / "models"
   names = sorted(path.parent.name for path in runs.glob("*/best.json"))
   if model in names:
     return model
+  names = [name for name in names if name != ranker]
   if not model:
     # What the data were before they were prepared anew, nobody asks for.
     current = [name for name in names if same_data(workdir, name)]
-    names = [name for name in current or names if name != ranker]
+    names = current or names
   if not model and len(names) == 1:
     return names[0]
   if not model and PREFERRED in names:
     return PREFERRED
   if not names:
+    beside = f" beside {ranker!r}" if ranker else ""
     raise ValueError(
-      f"{runs} has no trained run; train one with python -m launch.train"
+      f"{runs} has no trained run{beside}; train one with python -m "
+      "launch.train"
     )
   asked = f"there is no run {model!r}" if model else "several runs"
   raise ValueError(f"{asked} in {runs}; name one of {names}")

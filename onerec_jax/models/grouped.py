@@ -37,6 +37,9 @@ def dot(
     matrices: one of each group, of the rows' type.
     sizes: rows of each group. What comes after the last group's is undefined,
       in the product and in the gradient of `rows`: mask it on both sides.
+
+  Returns:
+    [M, F]; M is at least 1.
   """
   return _product(rows, matrices, sizes)
 
@@ -122,14 +125,18 @@ class _Tiles(NamedTuple):
 
 
 def _tiles(M: int, sizes: Int[Array, "E"]) -> _Tiles:
-  """Tiles of a quarter of the mean group: at most as much again is empty."""
+  """Tiles of a quarter of the mean group, in eights.
+
+  With many rows a group a quarter of all places is empty, with few rows most
+  are. No more than M tiles hold a row.
+  """
   E = len(sizes)
   T = 8 * max(-(-M // (4 * E * 8)), 1)
   ends = jnp.cumsum(sizes)
   starts = ends - sizes
   whole = -(-sizes // T)
   first = jnp.cumsum(whole) - whole
-  tile, row = jnp.arange(M // T + E), jnp.arange(M)
+  tile, row = jnp.arange(min(M // T + E, M)), jnp.arange(M)
   of_tile, of_row = (
     jnp.minimum(jnp.searchsorted(upto, x, side="right"), E - 1)
     for upto, x in ((first + whole, tile), (ends, row))
@@ -142,7 +149,12 @@ def _tiles(M: int, sizes: Int[Array, "E"]) -> _Tiles:
 
 
 def _tiled(rows, matrices, sizes):
-  """As `dot`, of any device: a batched product, a matrix a tile."""
+  """As `dot`, of any device: a batched product, a matrix a tile.
+
+  These copies are up to five times all matrices, and as many float32 sums
+  `_tiled_outer` has: what a dense product needs for each row and group is more
+  in layers of a CPU's size.
+  """
   tiles = _tiles(len(rows), sizes)
   found = jnp.einsum("ntd,ndf->ntf", rows[tiles.row], matrices[tiles.group])
   return found.reshape(-1, found.shape[2]).at[tiles.place].get(mode="clip")
@@ -151,9 +163,10 @@ def _tiled(rows, matrices, sizes):
 def _tiled_outer(rows, out, sizes):
   """As `outer`, of any device: the products of tiles, summed by group."""
   tiles = _tiles(len(rows), sizes)
-  inside = jnp.where(tiles.inside[:, :, None], rows[tiles.row], 0)
+  inside = tiles.inside[:, :, None]
+  rows_of, out_of = (jnp.where(inside, x[tiles.row], 0) for x in (rows, out))
   of_tile = jnp.einsum(
-    "ntd,ntf->ndf", inside, out[tiles.row], preferred_element_type=jnp.float32
+    "ntd,ntf->ndf", rows_of, out_of, preferred_element_type=jnp.float32
   )
   summed = jax.ops.segment_sum(
     of_tile, tiles.group, len(sizes), indices_are_sorted=True

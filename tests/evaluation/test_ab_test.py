@@ -244,3 +244,5 @@ def test_requests_in_the_order_that_each_user_made_them(played):
     assert row["watch_s"] == pytest.approx(np.mean(watched[number]) * slots)
     assert row["satisfaction"] == pytest.approx(np.mean(satisfied[number]))
     assert row["duration_s"] == pytest.approx(np.mean(lengths[number]))
+  both = {"one": arms["uniform"], "other": arms["oracle"]}
+  assert ab_test.by_request(world, both)[: len(rows)] == rows

@@ -40,23 +40,71 @@ def by_loop(rows, matrices, out, sizes):
   return product, of_rows, of_matrices
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-def test_product_and_gradients_are_a_loop_over_groups(sizes):
+def program(product, outer):
+  """`dot` and its gradient of these parts."""
+
+  def run(rows, matrices, out, sizes):
+    of_rows = product(out, matrices.swapaxes(1, 2), sizes)
+    return product(rows, matrices, sizes), of_rows, outer(rows, out, sizes)
+
+  return jax.jit(run)
+
+
+def of_dot(rows, matrices, out, sizes):
+  found, gradient = jax.vjp(lambda *x: grouped.dot(*x, sizes), rows, matrices)
+  return found, *gradient(out)
+
+
+PROGRAMS = {
+  "on this device": jax.jit(of_dot),
+  "by tiles": program(grouped._tiled, grouped._tiled_outer),
+  # What GPUs run.
+  "by XLA": program(jax.lax.ragged_dot, grouped._dense_outer),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+  ("rows", "sizes"),
+  [
+    *((ROWS, sizes) for sizes in SIZES),
+    (1, [1]),
+    (7, [0, 3, 4, 0]),
+    (5, [0, 0, 0, 2, 0, 0, 1, 0, 0]),
+    (960, [2, 500, 18, 200, 3, 237]),
+  ],
+)
+def test_product_and_gradients_are_a_loop_over_groups(rows, sizes, name):
+  D, F = 8, 12
+  rng = np.random.default_rng(rows)
+  given = [
+    rng.normal(size=shape).astype(np.float32)
+    for shape in ((rows, D), (len(sizes), D, F), (rows, F))
+  ]
+  found = PROGRAMS[name](*given, jnp.asarray(sizes, jnp.int32))
+  inside = (np.arange(rows) < sum(sizes))[:, None]
+  of = [np.where(inside, x, 0) for x in found[:2]]
+  for value, expected in zip((*of, found[2]), by_loop(*given, sizes)):
+    np.testing.assert_allclose(value, expected, atol=2e-4)
+
+
+def test_bfloat16_products_are_summed_in_float32():
+  """A group of 1,024 rows of 1: a sum in bfloat16 would stop at 256."""
+  rows, out = jnp.ones((1024, 8), jnp.bfloat16), jnp.ones((1024, 4))
+  sizes = jnp.asarray([0, 1024], jnp.int32)
+  found = grouped._tiled_outer(rows, out.astype(jnp.bfloat16), sizes)
+  assert found.dtype == jnp.bfloat16
+  assert not found[0].any()
+  assert (found[1] == 1024).all()
+
+
+def test_what_is_not_finite_stays_in_its_group():
   rows, matrices, out = draw(8, 12)
-  inside = (np.arange(ROWS) < sum(sizes))[:, None]
-
-  def product(rows, matrices):
-    found = grouped.dot(rows, matrices, jnp.asarray(sizes, jnp.int32))
-    return jnp.where(inside, found, 0)
-
-  found, gradient = jax.vjp(product, jnp.asarray(rows), jnp.asarray(matrices))
-  of_rows, of_matrices = gradient(jnp.asarray(out))
-  expected = by_loop(rows, matrices, out, sizes)
-  np.testing.assert_allclose(found, expected[0], atol=1e-4)
-  np.testing.assert_allclose(
-    np.where(inside, of_rows, 0), expected[1], atol=1e-4
-  )
-  np.testing.assert_allclose(of_matrices, expected[2], atol=2e-4)
+  out[:128] = np.inf
+  sizes = jnp.asarray([128] * 6, jnp.int32)
+  found = grouped._tiled_outer(*map(jnp.asarray, (rows, out)), sizes)
+  assert not np.isfinite(found[0]).any()
+  assert np.isfinite(found[1:]).all()
 
 
 @pytest.mark.parametrize("sizes", SIZES)

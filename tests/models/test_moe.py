@@ -265,22 +265,29 @@ def test_forward_flops_by_hand():
   assert found == 10 * 2 * (router + swiglu)
 
 
-@pytest.mark.parametrize("E", [4, 16])
-@pytest.mark.parametrize(("k", "shared"), [(2, 0), (3, 1)])
-def test_forward_flops_agree_with_the_compiler(k, shared, E):
-  """Of routed experts, CPUs compute a quarter more: places of tiles for each
-  expert's last rows. More experts are no more arithmetic."""
-  N, D, F = 512, 128, 192
+@pytest.mark.parametrize(
+  ("N", "E", "k", "shared", "places"),
+  [
+    (512, 4, 2, 0, 1280),
+    (512, 4, 3, 1, 1920),
+    (512, 16, 2, 0, 1280),
+    # 960 rows in tiles of 16, of 24 experts each.
+    (480, 24, 2, 1, 1344),
+  ],
+)
+def test_forward_flops_agree_with_the_compiler(N, E, k, shared, places):
+  """On CPUs, of so many places in tiles, a quarter more than rows or so."""
+  D, F = 128, 192
   module = moe.MoE(E, k, F, shared)
   x = jax.ShapeDtypeStruct((N, D), jnp.float32)
   real = jax.ShapeDtypeStruct((N,), jnp.float32)
   variables = jax.eval_shape(module.init, jax.random.key(0), x, real)
   run = jax.jit(lambda params, *args: module.apply({"params": params}, *args))
   program = run.lower(variables["params"], x, real).compile()
-  found = program.cost_analysis()["flops"]
-  of_tiles = moe.forward_flops(N / 4, D, F, k, 0, E) - 2 * N / 4 * D * E
   counted = moe.forward_flops(N, D, F, k, shared, E)
-  assert found == pytest.approx(counted + of_tiles, rel=0.03)
+  empty = 2 * (places - k * N) * 3 * D * F
+  found = program.cost_analysis()["flops"]
+  assert found == pytest.approx(counted + empty, rel=0.03)
 
 
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 2, 2)])
