@@ -127,8 +127,8 @@ class _Tiles(NamedTuple):
 def _tiles(M: int, sizes: Int[Array, "E"]) -> _Tiles:
   """Tiles of a quarter of the mean group, in eights.
 
-  With many rows a group a quarter of all places is empty, with few rows most
-  are. No more than M tiles hold a row.
+  With many rows a group there are a quarter more places than rows, with few
+  rows many times as many. No more than M tiles hold a row.
   """
   E = len(sizes)
   T = 8 * max(-(-M // (4 * E * 8)), 1)
@@ -151,9 +151,8 @@ def _tiles(M: int, sizes: Int[Array, "E"]) -> _Tiles:
 def _tiled(rows, matrices, sizes):
   """As `dot`, of any device: a batched product, a matrix a tile.
 
-  These copies are up to five times all matrices, and as many float32 sums
-  `_tiled_outer` has: what a dense product needs for each row and group is more
-  in layers of a CPU's size.
+  The copies of matrices are up to five times all of them, as are the float32
+  sums of `_tiled_outer`; a dense product has a copy of all rows a group.
   """
   tiles = _tiles(len(rows), sizes)
   found = jnp.einsum("ntd,ndf->ntf", rows[tiles.row], matrices[tiles.group])
