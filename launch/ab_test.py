@@ -31,8 +31,9 @@ _RATE = absl_flags.DEFINE_float(
   "learning_rate", 0.0, "Of these; 0: a tenth of the run's own.", 0.0
 )
 _SAMPLES = absl_flags.DEFINE_enum(
-  "samples", "own", online.SAMPLES, "Whose days join the log that an arm's "
-  "models train on: its own, or those that the logging policy would have had.",
+  "samples", "own", online.SAMPLES, "What an arm's models train on: the log "
+  "and its own days; the log, asked about its own days; or the log and the "
+  "days that the logging policy would have had.",
 )  # fmt: skip
 _OUTPUT = absl_flags.DEFINE_string("output", "", "Folder for the results.")
 absl_flags.adopt_module_key_flags(flags)

@@ -5,9 +5,11 @@ the same moments and answer by the same random numbers in every arm (common
 random numbers), so that each user is compared with themselves; what differs is
 what they are shown. After each day the arm's events join its log, the log is
 prepared again, and the arm's models go on training on it: same catalogue, same
-semantic IDs, same codes of features. Or what joins is what the policy that made
-the log would have shown that day, in a copy of the world of its own: a stream
-without the arm's own samples (OneRec-V2, arXiv 2508.20900, Table 6).
+semantic IDs, same codes of features. Or its own days are what it is asked about
+and no more: what it imitates stays the log, what it is aligned on are histories
+of its own making. Or what joins is what the policy that made the log would have
+shown that day, in a copy of the world of its own: a stream without the arm's
+own samples (OneRec-V2, arXiv 2508.20900, Table 6).
 """
 
 import dataclasses
@@ -22,7 +24,7 @@ from jax.sharding import Mesh
 from rich import progress
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, online_arms, partitioning, runs
+from onerec_jax import files, online_arms, online_models, partitioning, runs
 from onerec_jax.alignment import checks
 from onerec_jax.data import prepare, rebucket, shards
 from onerec_jax.data.datasets import simulator
@@ -38,8 +40,9 @@ from onerec_jax.simulation.world import World
 from onerec_jax.tokenizer import histories as lifelong_histories
 from onerec_jax.training import optimizer
 
-SAMPLES = ("own", "logging")
-"""What may join an arm's log: its own days, or those of the logging policy."""
+SAMPLES = ("own", "prompts", "logging")
+"""What joins an arm's log: its own days; the same, to be asked about and not to
+be imitated; or those of the logging policy."""
 _NEVER_MS = DAY_ZERO_MS + 100_000 * DAY_MS
 
 
@@ -90,17 +93,24 @@ class Log:
     self._days += 1
 
   def append(self, events: Events) -> shards.PreparedData:
-    """The log with one day more, with the models' codes of features.
+    """The log with one day more; raises as `prepared`."""
+    self._write(events)
+    return self.prepared(self._directory)
+
+  def prepared(self, directory: pathlib.Path) -> shards.PreparedData:
+    """The log as it is by now, with the models' codes of features.
+
+    Args:
+      directory: where to write it.
 
     Raises:
       ValueError: items came to have other dense ids.
     """
-    self._write(events)
-    raw = prepare.prepare(self._config, self._directory / "raw")
+    raw = prepare.prepare(self._config, directory / "raw")
     found = rebucket.rebucket(
       shards.PreparedData.open(raw, verify=False),
       self._manifest,
-      self._directory / prepare.PREPARED,
+      directory / prepare.PREPARED,
     )
     prepared = shards.PreparedData.open(found, verify=False)
     serving.check(prepared, self._world)
@@ -150,16 +160,18 @@ def play(
   Returns:
     For each arm its events, a log a day.
   """
-  logs = []
-  for place, arm in enumerate(arms):
-    found = None
-    if arm.models and settings.updates:
-      system = arm.models[0].system
-      found = Log(
-        world, events, system.config.prepare, system.prepared.manifest,
-        settings.directory / f"arm_{place}",
-      )  # fmt: skip
-    logs.append(found)
+  logs = [
+    _log_of(arm, world, events, settings.directory / f"arm_{place}")
+    if arm.models and settings.updates
+    else None
+    for place, arm in enumerate(arms)
+  ]
+  imitated = [
+    log.prepared(settings.directory / f"arm_{place}" / "before")
+    if log is not None and settings.samples == "prompts"
+    else None
+    for place, log in enumerate(logs)
+  ]
   states, before = [state] * len(arms), state
   logging = policies.LoggingPolicy.create(world)
   days: list[list[Events]] = [[] for _ in arms]
@@ -173,8 +185,17 @@ def play(
       # The last day's feedback would train nobody's next day.
       if logs[place] is not None and day + 1 < settings.days:
         prepared = logs[place].append(today if joins is None else joins)
-        _learn(arm, prepared, workdir, settings, day)
+        _learn(arm, prepared, workdir, settings, day, imitated[place])
   return days
+
+
+def _log_of(
+  arm: Arm, world: World, events: Events, directory: pathlib.Path
+) -> Log:
+  system = arm.models[0].system
+  return Log(
+    world, events, system.config.prepare, system.prepared.manifest, directory
+  )
 
 
 def _learn(
@@ -183,20 +204,37 @@ def _learn(
   workdir: files.PathLike,
   settings: Settings,
   day: int,
+  imitated: shards.PreparedData | None = None,
 ) -> None:
+  """Lets an arm's models learn from its log.
+
+  Args:
+    arm: the arm.
+    prepared: its log.
+    workdir: of the runs.
+    settings: of the test.
+    day: of the test, from 0.
+    imitated: what is learned from instead; its log has the prompts alone.
+  """
+  logs = [prepared] if imitated is None else [imitated, prepared]
+  prompts = None
+  if imitated is not None:
+    since = DAY_ZERO_MS + settings.from_day * DAY_MS
+    prompts = online_models.Prompts(prepared, since)
   for model in arm.models:
     config, sids = model.system.config, model.system.semantic_ids
     if config.pipeline.pathways.lifelong:
-      prepared.snapshots = lifelong_histories.compress(
-        config, prepared, sids, workdir, prepared.directory.parent
-      )
+      for log in logs:
+        log.snapshots = lifelong_histories.compress(
+          config, log, sids, workdir, log.directory.parent
+        )
     rate = settings.learning_rate or 0.1 * (
       config.optimizer.learning_rate
       or optimizer.paper_learning_rate(
         registry.block_parameters(model.system.model)
       )
     )
-    model.learn(prepared, workdir, settings.updates, rate, day)
+    model.learn(logs[0], workdir, settings.updates, rate, day, prompts)
 
 
 def ab_test(

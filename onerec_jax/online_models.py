@@ -7,13 +7,14 @@ own config: supervised, or aligned (alignment/learner.py) where the run was.
 
 import copy
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from onerec_jax import config as config_lib
 from onerec_jax import files, partitioning, workflow_align
 from onerec_jax.alignment import learner as learner_lib
 from onerec_jax.alignment import policy as policy_lib
@@ -28,6 +29,18 @@ from onerec_jax.training import step as step_lib
 
 _NEVER_STEPS = 1 << 30
 """A run without an end, as its schedule is constant."""
+
+
+class Prompts(NamedTuple):
+  """Requests to be answered while a model is aligned.
+
+  Attributes:
+    prepared: the log that has them.
+    from_ms: earlier ones are left out; None: none are.
+  """
+
+  prepared: shards.PreparedData
+  from_ms: int | None = None
 
 
 class Model:
@@ -63,6 +76,7 @@ class Model:
     updates: int,
     learning_rate: float,
     seed: int,
+    prompts: Prompts | None = None,
   ) -> None:
     """Trains on: `updates` steps on a log, from the parameters there are.
 
@@ -75,12 +89,16 @@ class Model:
       updates: steps.
       learning_rate: constant, from the first step.
       seed: of the order of rows.
+      prompts: what an aligned run is asked while it learns; None: the log's
+        own requests.
     """
     if self._learner is None:
       self._learner = _Learner(
         self.system, self.params, self.mesh, workdir, learning_rate
       )
-    self.params = self._learner.train(prepared, updates, seed)
+    self.params = self._learner.train(
+      prepared, updates, seed, prompts or Prompts(prepared)
+    )
 
 
 class _Continued(task.Task):
@@ -121,9 +139,9 @@ class _Learner:
       self._tables = (system.index, judge)
     self._params, self._state, self._step = params, None, None
 
-  def train(self, prepared, updates, seed) -> Any:
+  def train(self, prepared, updates, seed, prompts) -> Any:
     """Parameters after so many steps more."""
-    batches, steps_per_epoch = self._batches(prepared, seed)
+    stream, steps_per_epoch = batches(self._config, prepared, seed, prompts)
     sharding = partitioning.batch_sharding(self._mesh)
     whole = partitioning.replicated(self._mesh)
     if isinstance(self._system.model, two_tower.TwoTower):
@@ -133,7 +151,7 @@ class _Learner:
       (self._system.catalogue, self._tables), whole
     )
     for _ in range(updates):
-      batch = loop.put_batch(next(batches), sharding)
+      batch = loop.put_batch(next(stream), sharding)
       with jax.set_mesh(self._mesh):
         if self._state is None:
           self._begin(batch, catalogue, tables, steps_per_epoch)
@@ -164,19 +182,36 @@ class _Learner:
       work.step(tx), shardings, self._mesh, catalogue, tables
     )
 
-  def _batches(self, prepared, seed) -> tuple[Iterator, int]:
-    config = self._config
-    logged, steps_per_epoch = pipeline.training_dataset(
-      prepared, config.pipeline, seed
-    )
-    if self._aligns:
-      asked = None
-      if config.alignment.objective:
-        asked = requests.dataset(
-          prepared, config.pipeline, config.alignment.requests, seed
-        )
-      logged = requests.beside(logged, asked)
-    return iter(logged), steps_per_epoch
+
+def batches(
+  config: config_lib.Config,
+  prepared: shards.PreparedData,
+  seed: int,
+  prompts: Prompts,
+) -> tuple[Iterator[Batch], int]:
+  """What a run trains on, supervised or aligned, by its own config.
+
+  Args:
+    config: of the run.
+    prepared: the log that is imitated.
+    seed: of the order of rows and requests.
+    prompts: what an aligned run is asked.
+
+  Returns:
+    Batches without an end, and how many are an epoch of the log.
+  """
+  logged, steps_per_epoch = pipeline.training_dataset(
+    prepared, config.pipeline, seed
+  )
+  settings, asked = config.alignment, None
+  if settings.objective:
+    asked = requests.dataset(
+      prompts.prepared, config.pipeline, settings.requests, seed,
+      from_ms=prompts.from_ms,
+    )  # fmt: skip
+  if settings.objective or settings.feedback:
+    logged = requests.beside(logged, asked)
+  return iter(logged), steps_per_epoch
 
 
 def generator_answer(model: Model, slots: int) -> serving.Answer:

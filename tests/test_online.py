@@ -24,6 +24,7 @@ from onerec_jax import (
   workflow,
 )
 from onerec_jax import config as config_lib
+from onerec_jax.alignment import requests
 from onerec_jax.data import rows, shards
 from onerec_jax.inference import assemble, retrieval, serving
 from onerec_jax.simulation import affinity
@@ -317,6 +318,49 @@ def test_what_joins_may_be_what_the_logging_policy_would_have_shown(
   _check_log(tmp_path / "arm_0", [whole])
 
 
+@pytest.mark.slow
+def test_own_days_may_be_asked_about_and_not_imitated(
+  served, workdir, begun, tmp_path
+):
+  """Rows are of the log before the test; requests of the arm's days alone."""
+  world, state, events = begun
+  arm, learned = _anew(served, world), []
+  model = copy.copy(arm.models[0])
+  model.learn = lambda *given: learned.append(given)
+  (days,) = online.play(
+    [dataclasses.replace(arm, models=(model,))], workdir, world, state, events,
+    _settings(tmp_path, updates=1, days=3, samples="prompts"),
+  )  # fmt: skip
+  assert len(learned) == 2
+  log, *_, prompts = learned[-1]
+  assert log.directory.is_relative_to(tmp_path / "arm_0" / "before")
+  _check_log(tmp_path / "arm_0" / "before", [events])
+  _check_log(tmp_path / "arm_0", [events, *days[:2]])
+  found = requests.training_requests(prompts.prepared, prompts.from_ms)
+  own = concatenate(days[:2])
+  assert len(found) == len(np.unique(own.request))
+
+
+@pytest.mark.slow
+def test_prompts_change_what_an_alignment_asks_and_not_what_it_imitates(
+  served,
+):
+  """Rows are those of the log whatever is asked; requests are the prompts'."""
+  system = served.models[0].system
+  log, config = system.prepared, copy.deepcopy(system.config)
+  config.alignment.objective, config.alignment.requests = "ecpo", 8
+  since = DAY_ZERO_MS + DAY_MS // 2
+  every, some = (
+    next(online_models.batches(config, log, 0, prompts)[0])
+    for prompts in (
+      online_models.Prompts(log),
+      online_models.Prompts(log, since),
+    )
+  )
+  np.testing.assert_array_equal(every.items, some.items)
+  assert not np.array_equal(every.requests.items, some.requests.items)
+
+
 def _check_log(directory, logged):
   """It holds the world's events and this arm's first days, and no other's."""
   stored, kept = shards.PreparedData.open(directory), concatenate(logged)
@@ -365,7 +409,8 @@ def test_a_morning_trains_on_the_whole_log(workdir, mesh):
   model.learn(log, workdir, 1, 1e-2, 0)
   learner, seen = model._learner, []
   for seed in (0, 1):
-    batch = next(learner._batches(log, seed)[0])
+    prompts = online_models.Prompts(log)
+    batch = next(online_models.batches(learner._config, log, seed, prompts)[0])
     seen.append(np.asarray(batch.targets))
   assert not np.array_equal(*seen)
   shares = (log.item_counts[1:] + 1) / (log.item_counts[1:] + 1).sum()

@@ -13,6 +13,9 @@ sessions   sft.py:session, session_reward.py, p_score.py, ipa.py with each loss
            and by the session reward alone
 ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO), by the P-Score
            and by the session reward
+long       OneRec's Table 1 in form, 900 steps: IPA, whose answers and reference
+           are renewed every 100, and each loss on the start's answers with the
+           start as reference throughout; the control imitates as long
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
@@ -46,6 +49,9 @@ from onerec_jax import config as config_lib
 from onerec_jax.scaling import sweep
 
 Runs = dict[str, config_lib.Config]
+
+_LOSSES = ("ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
+"""On pairs, beside DPO, that OneRec compares."""
 
 RATES = (1, 3, 10)
 """Times the alignment's own learning rate."""
@@ -99,13 +105,12 @@ def _items() -> Runs:
 
 def _sessions() -> Runs:
   variants = ("dpo", "session_reward", "once")
-  losses = ("ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
   return {
     "sft_session": sft.get_config("session"),
     "session_reward": session_reward.get_config(),
     "p_score": p_score.get_config(),
     "sft_session_longer": _control(ipa.get_config("dpo")),
-    **{f"ipa_{name}": ipa.get_config(name) for name in (*variants, *losses)},
+    **{f"ipa_{name}": ipa.get_config(name) for name in (*variants, *_LOSSES)},
   }
 
 
@@ -128,6 +133,18 @@ def _ratio() -> Runs:
         {"alignment.requests": requests, "alignment.weight": weight},
       )
   return runs
+
+
+def _long() -> Runs:
+  steps = 3 * ipa.STEPS
+  once = {"training.num_steps": steps, "alignment.sync_every": steps}
+  runs = {
+    f"long_{loss}": sweep.changed(ipa.get_config(loss), once)
+    for loss in ("dpo", *_LOSSES)
+  }
+  renewed = {"training.num_steps": steps}
+  iterated = sweep.changed(ipa.get_config("dpo"), renewed)
+  return {"long_0": _control(iterated), "long_ipa": iterated, **runs}
 
 
 def _groups() -> Runs:
@@ -242,6 +259,7 @@ _STUDIES: dict[str, Callable[[], Runs]] = {
   "items": _items,
   "sessions": _sessions,
   "ratio": _ratio,
+  "long": _long,
   "groups": _groups,
   "stability": _stability,
   "legality": _legality,

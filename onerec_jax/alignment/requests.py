@@ -35,8 +35,14 @@ class JointBatch(Batch):
   advantages: Any = None
 
 
-def training_requests(prepared: shards.PreparedData) -> np.ndarray:
+def training_requests(
+  prepared: shards.PreparedData, from_ms: int | None = None
+) -> np.ndarray:
   """Int [N, 2]: user (from 0) and first event of each training request.
+
+  Args:
+    prepared: the data.
+    from_ms: requests before that time are left out; None: none are.
 
   Raises:
     ValueError: there are none.
@@ -46,10 +52,13 @@ def training_requests(prepared: shards.PreparedData) -> np.ndarray:
     record = prepared.user(user)
     request = record.request[record.split == splits.TRAIN]
     starts = np.flatnonzero(np.diff(request, prepend=request[:1] - 1))
+    if from_ms is not None:
+      starts = starts[record.timestamps[starts] >= from_ms]
     found.append(np.stack([np.full_like(starts, user), starts], axis=1))
   if not sum(map(len, found)):
     raise ValueError(
       f"no training requests in {prepared.directory}: every event is held out"
+      + ("" if from_ms is None else f" or earlier than {from_ms} ms")
     )
   return np.concatenate(found)
 
@@ -60,6 +69,7 @@ def dataset(
   count: int,
   seed: int,
   held: Sequence[int] | np.ndarray | None = None,
+  from_ms: int | None = None,
 ) -> grain.IterDataset:
   """Endless batches of requests, as `pipeline.training_dataset` of rows.
 
@@ -69,8 +79,9 @@ def dataset(
     count: requests of a global batch.
     seed: of their order.
     held: which of a batch's requests to read; default: all.
+    from_ms: as of `training_requests`.
   """
-  asked = training_requests(prepared)
+  asked = training_requests(prepared, from_ms)
   names = sorted(rows_lib.feature_sizes(prepared))
   held = np.arange(count) if held is None else np.asarray(held)
 

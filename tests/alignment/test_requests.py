@@ -45,6 +45,19 @@ def test_an_epoch_asks_every_training_request_once(world):
   assert got[()] == 7
 
 
+def test_earlier_requests_are_left_out(world):
+  """Against the users' own times; a time that nobody reached is an error."""
+  _, prepared = world
+  times = [prepared.user(user).timestamps[:-2] for user in range(7)]
+  since = int(np.median(np.concatenate(times)))
+  found = requests.training_requests(prepared, since)
+  assert 0 < len(found) < 70
+  want = {(u, e) for u in range(7) for e in np.flatnonzero(times[u] >= since)}
+  assert set(map(tuple, found.tolist())) == want
+  with pytest.raises(ValueError, match="held out or earlier than"):
+    requests.training_requests(prepared, 1 + max(int(t.max()) for t in times))
+
+
 def test_held_rows_are_rows_of_the_whole_batch(world):
   config, prepared = world
   asked = prepared, config.pipeline, 8, 0
