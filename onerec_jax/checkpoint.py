@@ -21,6 +21,8 @@ from onerec_jax import files
 
 FORMAT_VERSION = 2
 """1 kept the iterator's place in a file of each process."""
+_BRIEF = 400
+"""Characters of another library's message in one of ours."""
 
 
 class TrainingCheckpoints:
@@ -121,10 +123,25 @@ class TrainingCheckpoints:
       )["state"]
     except Exception as error:
       raise ValueError(
-        f"cannot restore {self._directory}/{step}: {error}; delete "
-        f"{self._directory} to start this run anew, or give the config it "
-        "was written with"
+        f"cannot restore {self._directory}/{step}: {_brief(error)}; give the "
+        f"config it was written with, or {self._without(step)}"
       ) from error
+
+  def _without(self, step: int) -> str:
+    """What to do where a checkpoint is damaged."""
+    older = [one for one in steps(self._directory) if one < step]
+    if not older:
+      return f"delete {self._directory} to start this run anew"
+    return (
+      f"if it is damaged, delete {self._directory}/{step} to go on from step "
+      f"{older[-1]}"
+    )
+
+
+def _brief(error: Exception) -> str:
+  """The beginning of what Orbax says, which may list every parameter."""
+  text = " ".join(str(error).split())
+  return text if len(text) <= _BRIEF else f"{text[:_BRIEF]} …"
 
 
 def save_params(directory: files.PathLike, params: Any) -> None:
@@ -157,8 +174,8 @@ def load_params(directory: files.PathLike, abstract_params: Any) -> Any:
     return ocp.load(directory, abstract_params)
   except Exception as error:
     raise ValueError(
-      f"cannot load {directory}: {error}; it was written for another config "
-      "or is damaged: train the model again"
+      f"cannot load {directory}: {_brief(error)}; it was written for another "
+      "config or is damaged: train the model again"
     ) from error
 
 

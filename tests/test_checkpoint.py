@@ -1,5 +1,7 @@
 """Checkpoints: whole or absent, the same values on any mesh, named faults."""
 
+import shutil
+
 import grain
 import jax
 import numpy as np
@@ -139,6 +141,32 @@ def test_a_broken_or_foreign_checkpoint_is_named(tmp_path):
     checkpoints.wait()
     with pytest.raises(ValueError, match=r"/4.*delete .* to start this run"):
       checkpoints.restore(4, shapes, iter(numbers()))
+
+
+def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
+  """The message is short, and what it says to do is enough."""
+  many = {f"layer_{n}": np.full(8, n, np.float32) for n in range(200)}
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=partitioning.replicated(make_mesh(1))
+    ),
+    many,
+  )
+  with checkpoint.TrainingCheckpoints(tmp_path, 2) as checkpoints:
+    for step in (4, 9):
+      checkpoints.save(step, many, iter(numbers()), {})
+    checkpoints.wait()
+    for path in (tmp_path / "9").rglob("*"):
+      if path.is_file() and not path.name.startswith("_"):
+        path.write_bytes(path.read_bytes()[:10])
+    with pytest.raises(ValueError, match=r"delete \S+/9 to go on from") as told:
+      checkpoints.restore(9, shapes, iter(numbers()))
+    assert len(str(told.value)) < 1000
+  shutil.rmtree(tmp_path / "9")
+  with checkpoint.TrainingCheckpoints(tmp_path, 2) as checkpoints:
+    assert checkpoints.latest_step == 4
+    found = checkpoints.restore(4, shapes, iter(numbers()))
+  assert_equal(found, many)
 
 
 def best(mesh):

@@ -62,6 +62,8 @@ def counts(
     "split_events": {name: events.get(name, 0) for name in splits.NAMES},
   }
   if not events:
+    if not (skipped or dropped):
+      raise ValueError("no events are left: the input has none; check it")
     raise ValueError(
       f"no events are left: skipped {dict(skipped)}, dropped "
       f"{found['dropped_events']}; check the input, prepare.where, "

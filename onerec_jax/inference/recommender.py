@@ -133,6 +133,7 @@ class Recommender:
     Raises:
       ValueError: an unknown user, item or option; it is named.
     """
+    request_lib.check(requests)
     if k < 1:
       raise ValueError(f"k={k} must be at least 1")
     if on_unknown not in ("error", "skip"):
@@ -333,20 +334,16 @@ class Recommender:
   ) -> dict[str, np.ndarray]:
     """Bucketed as the shards were."""
     count = len(request.history)
-    columns = {
-      name: np.asarray(values, np.float64)
-      for name, values in request.event_columns.items()
-    }
+    columns = request_lib.event_columns(request, where)
     times = np.zeros(count, np.int64)
     if request.timestamps_ms is None:
       columns["gap"] = np.full(count, np.nan)
     else:
       times = request_lib.milliseconds(request.timestamps_ms, where)
-    for name, values in {**columns, "timestamps_ms": times}.items():
-      if len(values) != count:
-        raise ValueError(
-          f"{where} has {len(values)} values of {name} for {count} events"
-        )
+    if len(times) != count:
+      raise ValueError(
+        f"{where} has {len(times)} values of timestamps_ms for {count} events"
+      )
     return features.event_features(
       self._prepared.manifest["bucketing"], columns, times
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from onerec_jax.data import time_units
+from onerec_jax.data import columns, schema, time_units
 
 RawId = str | int | float | np.generic
 
@@ -34,7 +34,8 @@ class Request:
     timestamps_ms: of the history, since 1970, ascending, or NumPy's datetimes
       of any unit; absent, its time gaps are unknown.
     event_columns: event column (`rating`, …) → values of the history, NaN
-      absent; columns the data was prepared without do not count.
+      absent; columns the data was prepared without do not count, and names
+      that are nearly a column's are refused.
     user_columns: user column → value; instead of the stored ones.
   """
 
@@ -42,7 +43,7 @@ class Request:
   user: RawId | None = None
   allowed: Sequence[RawId] | None = None
   timestamps_ms: Sequence[int] | np.ndarray | None = None
-  event_columns: Mapping[str, Sequence[float]] = dataclasses.field(
+  event_columns: Mapping[str, Sequence[Any]] = dataclasses.field(
     default_factory=dict
   )
   user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -59,6 +60,53 @@ class Request:
         raise ValueError(
           f"Request: {name}={value!r} is a text; give a list of item ids"
         )
+
+
+def check(requests: Sequence[Any]) -> None:
+  """Refuses what is no list of requests.
+
+  Raises:
+    ValueError: an entry is something else.
+  """
+  for place, one in enumerate(requests):
+    if not isinstance(one, Request):
+      raise ValueError(
+        f"request {place} is {one!r}: give a list of Requests, as "
+        "[Request(user='alice'), Request(history=['i1', 'i2'])]"
+      )
+
+
+def event_columns(request: Request, where: str) -> dict[str, np.ndarray]:
+  """float64 values of the history's event columns, NaN absent.
+
+  Args:
+    request: with a history.
+    where: names the request in an error.
+
+  Raises:
+    ValueError: a name that is nearly a column's, a value that is no number, or
+      more or fewer values than the history has items.
+  """
+  names, found = list(request.event_columns), {}
+  for name, near in columns.misspelt(names, schema.EVENTS):
+    raise ValueError(
+      f"{where}: unknown event column {name!r}; call it {near!r} if it is "
+      "that, or leave it out"
+    )
+  for name, values in request.event_columns.items():
+    try:
+      found[name] = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+      raise ValueError(
+        f"{where}: {name} of event_columns holds what is no number ({error}); "
+        "give NaN where a value is not known"
+      ) from error
+    if len(found[name]) != len(request.history):
+      raise ValueError(
+        f"{where} has {len(found[name])} values of {name} for "
+        f"{len(request.history)} events"
+      )
+  return found
 
 
 def milliseconds(times: Any, where: str) -> np.ndarray:

@@ -56,8 +56,6 @@ class Window:
 
   sums: list[losses.Sums] = dataclasses.field(default_factory=list)
   seconds: float = 0.0
-  untimed: int = 0
-  """Steps at its start whose time is not in `seconds`: those that compile."""
 
 
 def num_steps(settings: config_lib.TrainingConfig, steps_per_epoch: int) -> int:
@@ -210,6 +208,14 @@ class _Loop:
         clock = time.perf_counter()
         with jax.profiler.StepTraceAnnotation("train", step_num=done):
           batch = put_batch(next(self._iterator), sharding)
+          if done == start + 1:
+            # Its time is reported, and no part of the steps'.
+            step_fn = step_fn.lower(
+              train_state, batch, catalogue, index
+            ).compile()
+            took = time.perf_counter() - clock
+            self.writer.say(f"compiled in {took:.1f} s")
+            clock = time.perf_counter()
           with jax.transfer_guard("disallow"):
             train_state, sums = step_fn(train_state, batch, catalogue, index)
         self._window.sums.append(sums)
@@ -221,12 +227,6 @@ class _Loop:
         # A checkpoint ends a window too: what a resumed run then logs is what
         # an undisturbed one does.
         logs = saves or done % self.config.training.log_every == 0
-        if done == start + 1:
-          jax.block_until_ready(sums)
-          self.writer.say(f"compiled in {time.perf_counter() - clock:.1f} s")
-          if not logs:
-            # The first step compiles; its time is reported, not averaged.
-            self._window.untimed, clock = 1, time.perf_counter()
         # Fetching waits for the device, so that the window's clock is true.
         fetched = jax.device_get(self._window.sums) if logs else None
         self._window.seconds += time.perf_counter() - clock
@@ -281,9 +281,8 @@ class _Loop:
     # A window may hold no target with a weight (pipeline.imitate).
     count = count or float("nan")
     values = {name: total / count for name, total in totals.items()} | of_steps
-    timed = fetched[window.untimed :]
-    rate = len(timed) / window.seconds
-    targets = float(np.sum([sums["count"] for sums in timed]))
+    rate = len(fetched) / window.seconds
+    targets = float(np.sum([sums["count"] for sums in fetched]))
     flops = self._step_flops * rate
     values |= {
       "nonfinite": nonfinite,

@@ -29,6 +29,7 @@ from onerec_jax.inference import (
   recommendation_tables,
   retrieval,
 )
+from onerec_jax.inference import request as request_lib
 from onerec_jax.inference.recommender import Recommender, Request
 from tests.inference import random_runs
 from tests.inference.random_runs import ITEMS
@@ -253,6 +254,14 @@ def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
     odd = Request(history=["it_2"], timestamps_ms=np.asarray([time]))
     with pytest.raises(ValueError, match="request 0, timestamps_ms: "):
       recommender.recommend([odd])
+  for column, told in (
+    ({"ratng": [1.0]}, "request 0: unknown event column 'ratng'; .*'rating'"),
+    ({"rating": ["good"]}, "request 0: rating of event_columns .*'good'"),
+  ):
+    with pytest.raises(ValueError, match=told):
+      recommender.recommend([Request(history=["it_2"], event_columns=column)])
+  with pytest.raises(ValueError, match="request 0 is 'u': give a list of Req"):
+    request_lib.check("u")
   with pytest.raises(ValueError, match="2 values of rating for 1 events"):
     recommender.recommend(
       [Request(history=["it_2"], event_columns={"rating": [1.0, 2.0]})]

@@ -107,7 +107,7 @@ BROKEN = {
     csv([*ROWS[:4], ("ann", "x", 9, "extra")]),
     ["events.csv", "row 5", "4 fields", "header has 3", "on_bad_row=skip"],
   ),
-  "nothing but a header": (csv([]), ["no events are left", "prepare.where"]),
+  "nothing but a header": (csv([]), ["no events are left: the input has none"]),
   "an empty file": ("", ["events.csv", "empty", "must name columns"]),
 }
 

@@ -157,6 +157,21 @@ def test_log_lines_hold_speed_and_loss(whole):
     assert record["matmul_gflops_per_s"] > 0
 
 
+def test_compiling_is_no_part_of_the_steps_time(tiny, tmp_path, capsys):
+  """Not even where the first step is logged."""
+  _train(tiny, tmp_path, _steady(), log_every=1, num_steps=2)
+  said = capsys.readouterr().err
+  compiled = float(said.split("compiled in ")[1].split(" s")[0])
+  first = next(
+    record
+    for record in metrics_writer.read(tmp_path / "metrics.jsonl")
+    if record["kind"] == "train"
+  )
+  assert first["step"] == 1
+  assert first["train_s"] == pytest.approx(first["step_ms"] / 1e3)
+  assert first["train_s"] < compiled / 4
+
+
 def test_the_best_validation_is_kept_and_training_stops_early(tiny, tmp_path):
   values = iter([0.1, 0.5, 0.3, 0.2, 0.9])
   snapshots = []
