@@ -4,15 +4,20 @@
   python -m launch.train --config=... --config.model.num_layers=4 --workdir=...
 
 A killed run continues where it was when the same command runs again. At the
-end the best model by validation is measured on the test split.
+end the best model by validation is measured on the test split: its ranking, or
+of a reward model how well it tells answers apart.
 """
+
+import functools
 
 import jax
 from absl import flags as absl_flags
 
 from launch import flags
 from onerec_jax import workflow
+from onerec_jax.evaluation import rewards as reward_figures
 from onerec_jax.evaluation import tables
+from onerec_jax.models import reward
 
 _CONFIG = flags.define_config()
 _DISTRIBUTED = flags.define_distributed()
@@ -25,10 +30,15 @@ def main() -> None:
   flags.start(_DISTRIBUTED.value)
   config = _CONFIG.value
   workdir = flags.workdir(config)
-  workflow.train(config, workdir)
-  evaluations = [workflow.evaluate(workdir, config.name)]
+  system = workflow.train(config, workdir)
+  if isinstance(system.model, reward.RewardModel):
+    figures = reward_figures.evaluate(workdir, config.name)
+    show = functools.partial(tables.print_figures, config.name, figures)
+  else:
+    evaluations = [workflow.evaluate(workdir, config.name)]
+    show = functools.partial(tables.print_table, evaluations)
   if jax.process_index() == 0:
-    tables.print_table(evaluations)
+    show()
 
 
 if __name__ == "__main__":

@@ -202,6 +202,24 @@ def result_table(
   return table
 
 
+def print_figures(
+  name: str,
+  figures: Mapping[str, float],
+  *,
+  console: rich.console.Console | None = None,
+) -> None:
+  """A reward model's figures on the test split (evaluation/rewards.py)."""
+  table = rich.table.Table(
+    "figure",
+    "",
+    title=rich.markup.escape(f"{name}, test"),
+    box=rich.box.SIMPLE,
+  )
+  for figure, value in figures.items():
+    table.add_row(figure, f"{value:.4f}")
+  (console or rich.console.Console()).print(table)
+
+
 def print_table(
   evaluations: Sequence[result.Evaluation],
   *,

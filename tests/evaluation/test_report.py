@@ -166,6 +166,12 @@ def printed(function, *args, width=80, **kwargs):
   return console.file.getvalue()
 
 
+def test_print_figures_names_the_run_and_each_figure():
+  text = printed(tables.print_figures, "judge", {"auc": 0.71239, "loss": 1.0})
+  assert "judge, test" in text
+  assert re.search(r"auc +0\.7124", text)
+
+
 def test_print_table_shows_both_columns_and_the_differences():
   name = "lazy [/b]"
   found = [make("popularity", 0.1), make("sasrec", 0.3), make(name, 0.5, 1)]
