@@ -5,6 +5,7 @@ import pytest
 from experiments.kuairand import feedback as kuairand
 from experiments.movielens import feedback as movielens
 from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
+from experiments.tables import lazy_decoder, p_score
 from onerec_jax.alignment import checks, objectives, rewards
 from onerec_jax.scaling import sweep
 
@@ -41,6 +42,18 @@ def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
   assert not list(checks._about_unread(settings))
   assert not list(checks._about_requests(config))
   assert not list(checks._about_rewards(settings))
+
+
+def test_a_judge_of_own_events_reads_what_is_judged():
+  judge = p_score.get_config("like,click")
+  start = lazy_decoder.get_config()
+  assert judge.model.objectives == ("like", "click")
+  for part in ("prepare", "tokenizer", "mesh"):
+    assert getattr(judge, part) == getattr(start, part)
+  for field in ("pathways", "max_history"):
+    assert getattr(judge.pipeline, field) == getattr(start.pipeline, field)
+  assert judge.pipeline.labels
+  assert judge.pipeline.imitate == "all"
 
 
 @pytest.mark.parametrize(
@@ -82,6 +95,15 @@ def test_in_the_ratio_study_a_pair_counts_as_much_whatever_their_share():
   judges = "p_score", "session_reward"
   assert shares == {(judge, n) for judge in judges for n in (1, 5, 20)}
   assert len(each) == 1
+
+
+def test_in_the_long_study_ipa_alone_is_renewed():
+  found = evidence.get_sweep("long")
+  assert found["long_0"].alignment.weight == 0
+  for name, config in found.items():
+    assert config.training.num_steps == 900
+    assert renewals(config) == (8 if name in ("long_0", "long_ipa") else 0)
+  assert found["long_dpo"].alignment.objective == "dpo"
 
 
 @pytest.mark.parametrize("arg", IPA)

@@ -13,9 +13,10 @@ sessions   sft.py:session, session_reward.py, p_score.py, ipa.py with each loss
            and by the session reward alone
 ratio      IPA on 1% to 20% of the sessions (OneRec's r_DPO), by the P-Score
            and by the session reward
-long       OneRec's Table 1 in form, 900 steps: IPA, whose answers and reference
-           are renewed every 100, and each loss on the start's answers with the
-           start as reference throughout; the control imitates as long
+long       900 steps: IPA, whose answers and reference are renewed every 100,
+           and DPO, SimPO and S-DPO, which in 300 went as far or further, on
+           the start's answers with the start as reference throughout; the
+           control imitates as long
 groups     ECPO on groups of 8 to 512 beams (V1 Table 9 in form)
 stability  ECPO and GRPO at ten times the rate on draws at temperature 2 from a
            sampler that is never renewed
@@ -49,9 +50,6 @@ from onerec_jax import config as config_lib
 from onerec_jax.scaling import sweep
 
 Runs = dict[str, config_lib.Config]
-
-_LOSSES = ("ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
-"""On pairs, beside DPO, that OneRec compares."""
 
 RATES = (1, 3, 10)
 """Times the alignment's own learning rate."""
@@ -105,12 +103,13 @@ def _items() -> Runs:
 
 def _sessions() -> Runs:
   variants = ("dpo", "session_reward", "once")
+  losses = ("ipo", "cdpo", "rdpo", "cpo", "simpo", "s_dpo")
   return {
     "sft_session": sft.get_config("session"),
     "session_reward": session_reward.get_config(),
     "p_score": p_score.get_config(),
     "sft_session_longer": _control(ipa.get_config("dpo")),
-    **{f"ipa_{name}": ipa.get_config(name) for name in (*variants, *_LOSSES)},
+    **{f"ipa_{name}": ipa.get_config(name) for name in (*variants, *losses)},
   }
 
 
@@ -140,7 +139,7 @@ def _long() -> Runs:
   once = {"training.num_steps": steps, "alignment.sync_every": steps}
   runs = {
     f"long_{loss}": sweep.changed(ipa.get_config(loss), once)
-    for loss in ("dpo", *_LOSSES)
+    for loss in ("dpo", "simpo", "s_dpo")
   }
   renewed = {"training.num_steps": steps}
   iterated = sweep.changed(ipa.get_config("dpo"), renewed)
