@@ -87,10 +87,15 @@ class TrainingCheckpoints:
     """The metadata a checkpoint was saved with.
 
     Raises:
-      ValueError: the checkpoint is of a newer format.
+      ValueError: the checkpoint is of a newer format, or damaged.
     """
     metadata = self._checkpointer.checkpointables_metadata(step)
-    values = metadata.custom_metadata or {}
+    values = metadata.custom_metadata
+    if not values:
+      raise ValueError(
+        f"checkpoint {self._directory}/{step} has lost its metadata: "
+        + self._without(step)
+      )
     version = values.get("format_version", 0)
     if version > FORMAT_VERSION:
       raise ValueError(
@@ -138,8 +143,10 @@ class TrainingCheckpoints:
     )
 
 
-def _brief(error: Exception) -> str:
-  """The beginning of what Orbax says, which may list every parameter."""
+def _brief(error: BaseException) -> str:
+  """The cause of what Orbax says, which itself may list every parameter."""
+  while error.__cause__ is not None:
+    error = error.__cause__
   text = " ".join(str(error).split())
   return text if len(text) <= _BRIEF else f"{text[:_BRIEF]} …"
 

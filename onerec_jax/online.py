@@ -214,7 +214,8 @@ def _learn(
     workdir: of the runs.
     settings: of the test.
     day: of the test, from 0.
-    imitated: what is learned from instead; its log has the prompts alone.
+    imitated: the log to train on, if not its own; of its own the days of the
+      test are asked about.
   """
   logs = [prepared] if imitated is None else [imitated, prepared]
   prompts = None
@@ -282,6 +283,14 @@ def ab_test(
   if settings.updates:
     for arm in arms:
       _check_learners(arm, mesh)
+    asked = [
+      m.system.config.alignment.objective for a in arms for m in a.models
+    ]
+    if settings.samples == "prompts" and not any(asked):
+      raise ValueError(
+        "--samples=prompts is for models that are aligned on their own answers "
+        "(alignment.objective), and neither arm has one"
+      )
   logging = policies.LoggingPolicy.create(world)
   state, logged = run(world, logging, from_day)
   settings.directory.mkdir(parents=True, exist_ok=True)

@@ -84,7 +84,7 @@ class Model:
     compiled once.
 
     Args:
-      prepared: the log, all of it to train on.
+      prepared: the log, all of it to be imitated.
       workdir: where reward models lie.
       updates: steps.
       learning_rate: constant, from the first step.

@@ -135,12 +135,16 @@ def test_a_newer_format_is_refused(tmp_path, monkeypatch):
 
 
 def test_a_broken_or_foreign_checkpoint_is_named(tmp_path):
-  shapes = {"w": jax.ShapeDtypeStruct((3,), np.float32)}
+  whole = partitioning.replicated(make_mesh(1))
+  shapes = {"w": jax.ShapeDtypeStruct((3,), np.float32, sharding=whole)}
   with checkpoint.TrainingCheckpoints(tmp_path, 2) as checkpoints:
     checkpoints.save(4, {"w": np.zeros(2)}, iter(numbers()), {})
     checkpoints.wait()
-    with pytest.raises(ValueError, match=r"/4.*delete .* to start this run"):
+    with pytest.raises(
+      ValueError, match=r"/4.*delete .* to start this run"
+    ) as told:
       checkpoints.restore(4, shapes, iter(numbers()))
+    assert "(3,)" in str(told.value)
 
 
 def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
@@ -162,6 +166,13 @@ def test_a_damaged_checkpoint_leaves_the_one_before(tmp_path):
     with pytest.raises(ValueError, match=r"delete \S+/9 to go on from") as told:
       checkpoints.restore(9, shapes, iter(numbers()))
     assert len(str(told.value)) < 1000
+  for path in (tmp_path / "9").rglob("_CHECKPOINT_METADATA"):
+    path.unlink()
+  with (
+    checkpoint.TrainingCheckpoints(tmp_path, 2) as checkpoints,
+    pytest.raises(ValueError, match=r"lost its meta.* delete \S+/9 to go"),
+  ):
+    checkpoints.metadata(9)
   shutil.rmtree(tmp_path / "9")
   with checkpoint.TrainingCheckpoints(tmp_path, 2) as checkpoints:
     assert checkpoints.latest_step == 4

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import json
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -274,39 +275,44 @@ def test_own_days_may_be_asked_about_and_not_imitated(
   world, state, events = begun
   arm, learned = _anew(served, world), []
   model = copy.copy(arm.models[0])
-  model.learn = lambda *given: learned.append(given)
+
+  def train(*given):
+    learned.append(given)
+    return model.params
+
+  model._learner = types.SimpleNamespace(train=train)
   (days,) = online.play(
     [dataclasses.replace(arm, models=(model,))], workdir, world, state, events,
     _settings(tmp_path, updates=1, days=3, samples="prompts"),
   )  # fmt: skip
   assert len(learned) == 2
-  log, *_, prompts = learned[-1]
-  assert log.directory.is_relative_to(tmp_path / "arm_0" / "before")
+  log, _, seed, prompts = learned[-1]
   _check_log(tmp_path / "arm_0" / "before", [events])
   _check_log(tmp_path / "arm_0", [events, *days[:2]])
-  found = requests.training_requests(prompts.prepared, prompts.from_ms)
-  own = concatenate(days[:2])
-  assert len(found) == len(np.unique(own.request))
-
-
-@pytest.mark.slow
-def test_prompts_change_what_an_alignment_asks_and_not_what_it_imitates(
-  served,
-):
-  """Rows are those of the log whatever is asked; requests are the prompts'."""
-  system = served.models[0].system
-  log, config = system.prepared, copy.deepcopy(system.config)
+  assert log.directory.is_relative_to(tmp_path / "arm_0" / "before")
+  config = copy.deepcopy(model.system.config)
+  plain = next(online_models.batches(config, log, seed, prompts)[0])
   config.alignment.objective, config.alignment.requests = "ecpo", 8
-  since = DAY_ZERO_MS + DAY_MS // 2
-  every, some = (
-    next(online_models.batches(config, log, 0, prompts)[0])
-    for prompts in (
-      online_models.Prompts(log),
-      online_models.Prompts(log, since),
-    )
+  batch = next(online_models.batches(config, log, seed, prompts)[0])
+  np.testing.assert_array_equal(batch.items, plain.items)
+  # Each request has the history of one that the arm was asked on its days.
+  asked, own = requests.training_requests(*prompts), concatenate(days[:2])
+  assert len(asked) == len(np.unique(own.request))
+  histories = {
+    tuple(prompts.prepared.user(int(user)).items[:event][-8:].tolist())
+    for user, event in asked
+  }
+  for row in range(8):
+    seen = batch.requests.items[row, 1 : batch.requests.visible_until[row, 0]]
+    assert tuple(seen.tolist()) in histories
+
+
+def test_prompts_without_a_model_to_ask_are_refused(workdir, tmp_path):
+  settings = _settings(
+    tmp_path / "ab", from_day=0, updates=1, samples="prompts"
   )
-  np.testing.assert_array_equal(every.items, some.items)
-  assert not np.array_equal(every.requests.items, some.requests.items)
+  with pytest.raises(ValueError, match="aligned on their own answers"):
+    online.ab_test(workdir, "two_tower", "uniform", settings)
 
 
 def _check_log(directory, logged):

@@ -66,6 +66,10 @@ class Recommender:
     self._titles = self._prepared.items["title"].to_pylist()
     raw_users = self._prepared.users["raw_id"].to_pylist()
     self._users = {raw: place for place, raw in enumerate(raw_users)}
+    self._columns = (
+      *self._prepared.manifest["bucketing"]["event"],
+      *self._prepared.manifest["unused_columns"],
+    )
     self._retrieve: dict[int, retrieval.Retrieve] = {}
     readers = [system] if ranker is None else [system, ranker.system]
     self._marks = any(s.config.pipeline.pathways.positive for s in readers)
@@ -133,7 +137,7 @@ class Recommender:
     Raises:
       ValueError: an unknown user, item or option; it is named.
     """
-    request_lib.check(requests)
+    request_lib.check(requests, self._columns)
     if k < 1:
       raise ValueError(f"k={k} must be at least 1")
     if on_unknown not in ("error", "skip"):
@@ -334,7 +338,7 @@ class Recommender:
   ) -> dict[str, np.ndarray]:
     """Bucketed as the shards were."""
     count = len(request.history)
-    columns = request_lib.event_columns(request, where)
+    columns = request_lib.event_columns(request, where, self._columns)
     times = np.zeros(count, np.int64)
     if request.timestamps_ms is None:
       columns["gap"] = np.full(count, np.nan)

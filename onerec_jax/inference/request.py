@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,32 +62,50 @@ class Request:
         )
 
 
-def check(requests: Sequence[Any]) -> None:
-  """Refuses what is no list of requests.
+def check(requests: Any, known: Collection[str]) -> None:
+  """Refuses what is no list of requests, before any is answered.
+
+  Args:
+    requests: what was given.
+    known: see `event_columns`.
 
   Raises:
-    ValueError: an entry is something else.
+    ValueError: an entry is something else, or has columns that cannot be read.
   """
+  if isinstance(requests, Request):
+    raise ValueError("one request is given without a list: write [request]")
   for place, one in enumerate(requests):
     if not isinstance(one, Request):
       raise ValueError(
         f"request {place} is {one!r}: give a list of Requests, as "
         "[Request(user='alice'), Request(history=['i1', 'i2'])]"
       )
+    if one.history is not None:
+      event_columns(one, f"request {place}", known)
 
 
-def event_columns(request: Request, where: str) -> dict[str, np.ndarray]:
+def event_columns(
+  request: Request, where: str, known: Collection[str]
+) -> dict[str, np.ndarray]:
   """float64 values of the history's event columns, NaN absent.
 
   Args:
     request: with a history.
     where: names the request in an error.
+    known: columns the data have, whatever they are called.
 
   Raises:
-    ValueError: a name that is nearly a column's, a value that is no number, or
-      more or fewer values than the history has items.
+    ValueError: a name that is nearly a column's, a time, a value that is no
+      number, or more or fewer values than the history has items.
   """
-  names, found = list(request.event_columns), {}
+  found = {}
+  for name in ("timestamp", "timestamp_ms"):
+    if name in request.event_columns:
+      raise ValueError(
+        f"{where}: {name} is no event column; give times as timestamps_ms of "
+        "the Request"
+      )
+  names = [name for name in request.event_columns if name not in known]
   for name, near in columns.misspelt(names, schema.EVENTS):
     raise ValueError(
       f"{where}: unknown event column {name!r}; call it {near!r} if it is "
@@ -101,9 +119,9 @@ def event_columns(request: Request, where: str) -> dict[str, np.ndarray]:
         f"{where}: {name} of event_columns holds what is no number ({error}); "
         "give NaN where a value is not known"
       ) from error
-    if len(found[name]) != len(request.history):
+    if found[name].shape != (len(request.history),):
       raise ValueError(
-        f"{where} has {len(found[name])} values of {name} for "
+        f"{where} has {found[name].size} values of {name} for "
         f"{len(request.history)} events"
       )
   return found

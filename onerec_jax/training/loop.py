@@ -182,7 +182,7 @@ class _Loop:
     return train_state, shardings
 
   def compile(self, shardings, catalogue, index) -> step.StepFn:
-    """The step, to be compiled at its first call."""
+    """The step, to be compiled for its first batch."""
     return step.compile_step(
       self._task.step(self._tx), shardings, self._mesh, catalogue, index
     )
@@ -210,6 +210,7 @@ class _Loop:
           batch = put_batch(next(self._iterator), sharding)
           if done == start + 1:
             # Its time is reported, and no part of the steps'.
+            clock = time.perf_counter()
             step_fn = step_fn.lower(
               train_state, batch, catalogue, index
             ).compile()

@@ -257,11 +257,18 @@ def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
   for column, told in (
     ({"ratng": [1.0]}, "request 0: unknown event column 'ratng'; .*'rating'"),
     ({"rating": ["good"]}, "request 0: rating of event_columns .*'good'"),
+    ({"timestamp": [1.0]}, "request 0: timestamp is no .* as timestamps_ms"),
   ):
     with pytest.raises(ValueError, match=told):
       recommender.recommend([Request(history=["it_2"], event_columns=column)])
   with pytest.raises(ValueError, match="request 0 is 'u': give a list of Req"):
-    request_lib.check("u")
+    request_lib.check("u", ())
+  with pytest.raises(ValueError, match=r"without a list: write \[request\]"):
+    request_lib.check(Request(user="u"), ())
+  likes = Request(history=["it_2"], event_columns={"likes": [1.0]})
+  with pytest.raises(ValueError, match="call it 'like'"):
+    request_lib.check([likes], ())
+  request_lib.check([likes], ("likes",))
   with pytest.raises(ValueError, match="2 values of rating for 1 events"):
     recommender.recommend(
       [Request(history=["it_2"], event_columns={"rating": [1.0, 2.0]})]
