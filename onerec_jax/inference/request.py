@@ -99,7 +99,7 @@ def event_columns(
       number, or more or fewer values than the history has items.
   """
   found = {}
-  for name in ("timestamp", "timestamp_ms"):
+  for name in schema.TIMES:
     if name in request.event_columns:
       raise ValueError(
         f"{where}: {name} is no event column; give times as timestamps_ms of "
