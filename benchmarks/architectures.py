@@ -162,12 +162,15 @@ def measure(model: registry.Model, batch: Batch, repeats: int) -> Measurement:
   )
   tx = optimizer.make_optimizer(config, schedule)
   with jax.set_mesh(mesh):
-    current, shardings, _ = state.create(model, tx, batch, catalogue, 0, mesh)
+    shapes, make = state.plan(model, tx, batch, catalogue, 0, mesh)
+    current = make()
     parameters = state.num_parameters(current.params)
     train_step = functools.partial(
       step.train_step, loss_fn=losses.make_loss(model), tx=tx, seed=0
     )
-    compiled = step.compile_step(train_step, shardings, mesh, catalogue, None)
+    compiled = step.compile_step(
+      train_step, state.shardings(shapes), mesh, catalogue, None
+    )
     compiled = compiled.lower(current, batch, catalogue, None).compile()
     sums = {}
 

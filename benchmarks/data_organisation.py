@@ -186,13 +186,12 @@ def trained(
   tx = optimizer.make_optimizer(system.config.optimizer, schedule)
   first = next(stream)
   with jax.set_mesh(mesh):
-    current, shardings, _ = state.create(
-      system.model, tx, first, tables[0], seed, mesh
-    )
+    shapes, make = state.plan(system.model, tx, first, tables[0], seed, mesh)
+    current = make()
     update = functools.partial(
       step.train_step, loss_fn=losses.make_loss(system.model), tx=tx, seed=seed
     )
-    compiled = step.compile_step(update, shardings, mesh, *tables)
+    compiled = step.compile_step(update, state.shardings(shapes), mesh, *tables)
     half, start = None, time.perf_counter()
     for number, batch in enumerate(itertools.chain([first], stream), 1):
       current, _ = compiled(current, batch, *tables)

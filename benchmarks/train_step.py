@@ -79,7 +79,8 @@ def main(argv: list[str]) -> None:
     model, *batch.items.shape, batch.targets.shape[1]
   )
   with jax.set_mesh(mesh):
-    current, _, _ = state.create(model, tx, batch, tables[0], 0, mesh)
+    _, make = state.plan(model, tx, batch, tables[0], 0, mesh)
+    current = make()
 
     def loss(params, key):
       return loss_fn(params, batch, *tables, key)["loss"]

@@ -25,6 +25,7 @@ from onerec_jax.data.batch import Batch
 from onerec_jax.inference import assemble, retrieval, serving
 from onerec_jax.models import registry, reward, two_tower
 from onerec_jax.training import loop, optimizer, task
+from onerec_jax.training import state as state_lib
 from onerec_jax.training import step as step_lib
 
 _NEVER_STEPS = 1 << 30
@@ -108,10 +109,10 @@ class _Continued(task.Task):
     super().__init__(config, model)
     self._params = params
 
-  def create(self, tx, example, catalogue, mesh):
+  def plan(self, tx, example, catalogue, mesh):
     """As of any run, with these parameters."""
-    state, shardings, abstract = super().create(tx, example, catalogue, mesh)
-    return state.replace(params=self._params), shardings, abstract
+    shapes, _ = super().plan(tx, example, catalogue, mesh)
+    return shapes, lambda: state_lib.with_params(self._params, tx, shapes)
 
 
 class _Learner:
@@ -177,10 +178,12 @@ class _Learner:
       optimizer.make_schedule(config.optimizer, *length),
       optimizer.make_table_schedule(config.optimizer, *length),
     )
-    self._state, shardings, _ = work.create(tx, example, catalogue, self._mesh)
+    shapes, make = work.plan(tx, example, catalogue, self._mesh)
+    self._state = make()
     self._step = step_lib.compile_step(
-      work.step(tx), shardings, self._mesh, catalogue, tables
-    )
+      work.step(tx), state_lib.shardings(shapes), self._mesh, catalogue,
+      tables,
+    )  # fmt: skip
 
 
 def batches(

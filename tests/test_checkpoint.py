@@ -38,8 +38,8 @@ def create(mesh, seed=0):
     settings, optimizer.make_schedule(settings, 1000, 10)
   )
   catalogue = Catalogue(np.zeros((21, 1), np.int32), {})
-  found, _, shapes = state.create(MODEL, tx, batch, catalogue, seed, mesh)
-  return found, shapes
+  shapes, make = state.plan(MODEL, tx, batch, catalogue, seed, mesh)
+  return make(), shapes
 
 
 def numbers(seed=0):

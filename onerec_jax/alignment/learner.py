@@ -25,7 +25,6 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from onerec_jax import checkpoint
 from onerec_jax import config as config_lib
 from onerec_jax.alignment import ecpo, feedback, objectives, rewards, rollouts
 from onerec_jax.alignment.requests import JointBatch
@@ -34,6 +33,7 @@ from onerec_jax.data import batch as batch_lib
 from onerec_jax.data.batch import Catalogue
 from onerec_jax.models import registry
 from onerec_jax.training import losses, step, task
+from onerec_jax.training import state as state_lib
 from onerec_jax.training.state import TrainState
 
 _ANSWERS, _FEEDBACK = 0x616E7377, 0x66656564
@@ -75,24 +75,26 @@ class Alignment(task.Task):
     self.gate = config.alignment.gate
     self._start, self._epoch = start, steps_per_epoch
 
-  def create(
+  def plan(
     self,
     tx: optax.GradientTransformation,
     example: JointBatch,
     catalogue: Catalogue,
     mesh: Mesh,
-  ) -> tuple[AlignState, AlignState, AlignState]:
+  ) -> tuple[AlignState, Callable[[], AlignState]]:
     """As of any run, with the start's parameters."""
-    made, shardings, _ = super().create(tx, example, catalogue, mesh)
-    params, asks = self._start(), bool(self.config.alignment.objective)
-    made = made.replace(params=params)
-    state = AlignState(
-      **vars(made), sampler=jax.tree.map(jnp.copy, params) if asks else None
-    )
-    shardings = AlignState(
-      **vars(shardings), sampler=shardings.params if asks else None
-    )
-    return state, shardings, checkpoint.abstract(state, shardings)
+    asks = bool(self.config.alignment.objective)
+    shapes, _ = super().plan(tx, example, catalogue, mesh)
+
+    def make() -> AlignState:
+      params = self._start()
+      made = state_lib.with_params(params, tx, shapes)
+      sampler = jax.tree.map(jnp.copy, params) if asks else None
+      return AlignState(**vars(made), sampler=sampler)
+
+    return AlignState(
+      **vars(shapes), sampler=shapes.params if asks else None
+    ), make
 
   def step(self, tx: optax.GradientTransformationExtraArgs) -> step.StepFn:
     """The joint step."""

@@ -125,8 +125,8 @@ def train(
       config, run, work or task.Task(config, model), mesh, checkpoints,
       iterator, validate, steps_per_epoch, hardware,
     )  # fmt: skip
-    train_state, shardings = loop.begin(example, catalogue)
-    step_fn = loop.compile(shardings, catalogue, index)
+    train_state, shapes = loop.begin(example, catalogue)
+    step_fn = loop.compile(shapes, catalogue, index)
     return loop.run(train_state, step_fn, catalogue, index)
 
 
@@ -158,18 +158,18 @@ class _Loop:
     self._progress, self._window = Progress(), Window()
 
   def begin(self, example, catalogue):
-    """The state to start from, and its shardings: restored, or fresh."""
-    train_state, shardings, abstract_state = self._task.create(
-      self._tx, example, catalogue, self._mesh
-    )
+    """The state to start from, restored or fresh, and its shapes."""
+    shapes, make = self._task.plan(self._tx, example, catalogue, self._mesh)
     self._start = self._checkpoints.latest_step or 0
     if self._start:
       # The format first: a newer one may well not restore either.
       metadata = self._checkpoints.metadata(self._start)
       self._progress = Progress(**metadata["progress"])
       train_state = self._checkpoints.restore(
-        self._start, abstract_state, self._iterator
+        self._start, shapes, self._iterator
       )
+    else:
+      train_state = make()
     # What a run killed before its first checkpoint wrote goes, step 0 too.
     self.writer = MetricsWriter(self._run, self._start or -1)
     parameters = state.num_parameters(train_state.params)
@@ -179,13 +179,14 @@ class _Loop:
       f"{self._mesh.devices.size} × {jax.devices()[0].device_kind}"
       + (f", resumed at step {self._start}" if self._start else "")
     )
-    return train_state, shardings
+    return train_state, shapes
 
-  def compile(self, shardings, catalogue, index) -> step.StepFn:
+  def compile(self, shapes, catalogue, index) -> step.StepFn:
     """The step, to be compiled for its first batch."""
     return step.compile_step(
-      self._task.step(self._tx), shardings, self._mesh, catalogue, index
-    )
+      self._task.step(self._tx), state.shardings(shapes), self._mesh,
+      catalogue, index,
+    )  # fmt: skip
 
   def run(self, train_state, step_fn, catalogue, index) -> Progress:
     """Steps to the end."""

@@ -1,11 +1,11 @@
 """The training state, its shapes and its place on the mesh."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh
 
@@ -40,15 +40,18 @@ def abstract_params(
   ]
 
 
-def create(
+def plan(
   model: registry.Model,
   tx: optax.GradientTransformation,
   batch: Batch,
   catalogue: Catalogue,
   seed: int,
   mesh: Mesh,
-) -> tuple[TrainState, Any, Any]:
-  """A fresh state, laid out over the mesh as it is made.
+) -> tuple[TrainState, Callable[[], TrainState]]:
+  """What the state of a run looks like, and how to make a fresh one.
+
+  A run that goes on reads its state into the shapes and makes none: the two of
+  them would not fit where one just does.
 
   Args:
     model: the model.
@@ -59,7 +62,8 @@ def create(
     mesh: the mesh.
 
   Returns:
-    (state, its shardings, its shapes with shardings).
+    (shapes with shardings, a function that makes the state where they say;
+    it takes arrays for `batch` and `catalogue`).
   """
 
   def init(key: jax.Array, batch: Batch, catalogue: Catalogue) -> TrainState:
@@ -67,12 +71,41 @@ def create(
     zero = jnp.zeros((), jnp.int32)
     return TrainState(zero, params, tx.init(params), zero)
 
-  key = jax.random.key(seed)
-  boxed = jax.eval_shape(init, key, batch, catalogue)
-  shardings = partitioning.tree_shardings(boxed, mesh)
-  make = jax.jit(lambda *args: nn.unbox(init(*args)), out_shardings=shardings)
-  state = make(key, batch, catalogue)
-  return state, shardings, checkpoint.abstract(state, shardings)
+  arguments = jax.random.key(seed), batch, catalogue
+  boxed = jax.eval_shape(init, *arguments)
+  places = partitioning.tree_shardings(boxed, mesh)
+  unbox = lambda tree: _like(places, tree)
+  # Of the very function whose shapes were asked for: it is traced once.
+  make = jax.jit(init, out_shardings=_like(boxed, places))
+  shapes = checkpoint.abstract(unbox(boxed), places)
+  return shapes, lambda: unbox(make(*arguments))
+
+
+def _like(tree: Any, values: Any) -> Any:
+  """The leaves of `values` in the structure of `tree`."""
+  return jax.tree.unflatten(jax.tree.structure(tree), jax.tree.leaves(values))
+
+
+def with_params(
+  params: Any, tx: optax.GradientTransformation, shapes: TrainState
+) -> TrainState:
+  """The state before the first step from these parameters.
+
+  Args:
+    params: laid out as `shapes` say; not copied.
+    tx: the optimizer.
+    shapes: as of `plan`.
+  """
+  init = jax.jit(tx.init, out_shardings=shardings(shapes.opt_state))
+  zero = jax.jit(
+    lambda: jnp.zeros((), jnp.int32), out_shardings=shapes.step.sharding
+  )
+  return TrainState(zero(), params, init(params), zero())
+
+
+def shardings(shapes: Any) -> Any:
+  """The places in a tree of shapes with shardings."""
+  return jax.tree.map(lambda x: x.sharding, shapes)
 
 
 def num_parameters(params: Any) -> int:

@@ -1,6 +1,7 @@
 """What the steps of a run do; the loop around them is one for all runs."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import optax
@@ -31,16 +32,16 @@ class Task:
   def __init__(self, config: config_lib.Config, model: registry.Model):
     self.config, self.model = config, model
 
-  def create(
+  def plan(
     self,
     tx: optax.GradientTransformation,
     example: Batch,
     catalogue: Catalogue,
     mesh: Mesh,
-  ) -> tuple[Any, Any, Any]:
-    """The state of a new run; arguments and results as of `state.create`."""
+  ) -> tuple[Any, Callable[[], Any]]:
+    """Shapes of the state and how to make it; all as of `state.plan`."""
     seed = self.config.training.seed
-    return state.create(self.model, tx, example, catalogue, seed, mesh)
+    return state.plan(self.model, tx, example, catalogue, seed, mesh)
 
   def step(self, tx: optax.GradientTransformationExtraArgs) -> step.StepFn:
     """The pure step, to be compiled for a mesh (`step.compile_step`)."""

@@ -27,11 +27,13 @@ pytestmark = pytest.mark.slow
 # add up in another order than those of one, and fewer devices do too. Other
 # rows, or other dropout, would differ in the third digit.
 TOLERANCE = 1e-5
+LONG = 40
+"""Steps of a run that is stopped on its way."""
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PROGRAM = """
 import pathlib, sys, jax
 jax.config.update("jax_num_cpu_devices", 4)
-address, rank, folder, steps, *names = sys.argv[1:]
+address, rank, folder, steps, name = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(rank))
 assert jax.device_count() == 8
 from onerec_jax import config, partitioning, workflow
@@ -41,10 +43,9 @@ for mesh in (config.MeshConfig(), config.MeshConfig(data=1, tensor=8)):
   rows = partitioning.local_rows(partitioning.make_mesh(mesh), 16)
   print("rows", *rows.tolist())
 folder = pathlib.Path(folder)
-for name in names:
-  workflow.train(test_distributed.config(folder, int(steps)), folder / name)
-found = workflow.evaluate(folder / names[0], "tiny").metrics["ndcg@10"]
-print("ndcg", found)
+found = workflow.evaluate(folder / "one", "tiny", "validation")
+print("ndcg", found.metrics["ndcg@10"])
+test_distributed.train_slowly(folder, int(steps), name)
 """
 _EXPERIMENT = """
 import pathlib
@@ -69,13 +70,25 @@ def losses(folder):
   return {(r["step"], r["kind"]): r["loss"] for r in lines}
 
 
-def start(folder, steps, *names):
-  """Two processes of four devices each that train in these directories."""
+def train_slowly(folder, steps, name):
+  """What each of two processes does, with time to stop it in between."""
+  put_batch = loop.put_batch
+
+  def put_slowly(*arguments):
+    time.sleep(0.2)
+    return put_batch(*arguments)
+
+  loop.put_batch = put_slowly
+  workflow.train(config(folder, steps), folder / name)
+
+
+def start(folder, steps, name):
+  """Two processes of four devices each that train in this directory."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   return [
-    spawn("-c", _PROGRAM, address, str(rank), str(folder), str(steps), *names)
+    spawn("-c", _PROGRAM, address, str(rank), str(folder), str(steps), name)
     for rank in range(2)
   ]
 
@@ -136,12 +149,12 @@ def look_late(rank):
   async_path.exists = late
 
 
-def cut(workdir, copy):
-  """Copies a run of six steps, as it was after three."""
+def cut(workdir, copy, steps=6):
+  """Copies a run of these steps, as it was after half of them."""
   shutil.copytree(workdir, copy)
   run = copy / "models/tiny"
-  assert checkpoint.steps(run / "checkpoints") == [3, 6]
-  shutil.rmtree(run / "checkpoints" / "6")
+  assert checkpoint.steps(run / "checkpoints") == [steps // 2, steps]
+  shutil.rmtree(run / "checkpoints" / str(steps))
   (run / "finished.json").unlink()
 
 
@@ -154,13 +167,8 @@ def alone(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module")
-def trained(alone):
-  """(folder, what each process printed): `one` was trained by one process of
-  eight devices, `two` by two of four, `one_cut` first so and then so."""
-  folder = alone
-  cut(folder / "one", folder / "one_cut")
-  processes = start(folder, 6, "two", "one_cut")
+def outputs(processes):
+  """What they printed: (stdout, stderr) of each; all of them did well."""
   try:
     shown = finish(processes, seconds=240)
   finally:
@@ -168,14 +176,60 @@ def trained(alone):
       process.kill()
   for process, (_, error) in zip(processes, shown):
     assert process.returncode == 0, error[-3000:]
-  return folder, shown
+  return shown
 
 
-def test_two_processes_train_what_one_does(trained):
-  folder, shown = trained
-  # Only one of them prepared; both measured the same.
+@pytest.fixture(scope="module")
+def two(alone):
+  """(folder, what each process printed): `one` was trained by one process of
+  eight devices, `two` by two of four, as a SLURM step starts them."""
+  experiment = alone / "experiment.py"
+  experiment.write_text(_EXPERIMENT.format(folder=str(alone)))
+  job = str(slurm_job())
+  return alone, outputs([
+    spawn(
+      "-m", "launch.train", "--distributed", f"--config={experiment}",
+      f"--workdir={alone / 'two'}", JAX_NUM_CPU_DEVICES="4", SLURM_JOB_ID=job,
+      SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
+      SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
+    )
+    for rank in range(2)
+  ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def stopped(alone):
+  """(folder, what each process printed): `long` was trained by one process;
+  `long_cut`, its first half, went on in two until one of them got SIGTERM."""
+  workflow.train(config(alone, LONG), alone / "long")
+  cut(alone / "long", alone / "long_cut", LONG)
+  log = alone / "long_cut/models/tiny/metrics.jsonl"
+  before = log.stat().st_ino
+  processes = start(alone, LONG, "long_cut")
+  try:
+    # A start writes the log anew.
+    while (
+      log.stat().st_ino == before
+      or max(losses(alone / "long_cut"))[0] < LONG // 2 + 2
+    ):
+      assert all(p.poll() is None for p in processes), "ended too soon"
+      time.sleep(0.01)
+    processes[1].send_signal(signal.SIGTERM)
+    shown = finish(processes, seconds=120)
+  finally:
+    for process in processes:
+      process.kill()
+  assert [p.returncode for p in processes] == [loop.PREEMPTED] * 2, shown
+  return alone, shown
+
+
+def test_two_processes_of_a_slurm_step_train_what_one_does(two):
+  folder, shown = two
+  # Only one of them prepared, says how training goes, and what came of it.
   assert "unchanged, skipped" in shown[1][1]
-  assert shown[0][0].split("ndcg")[1:] == shown[1][0].split("ndcg")[1:]
+  said = ["on 8 × cpu" in error for _, error in shown]
+  assert said == [True, False], shown
+  assert ["N@10" in output for output, _ in shown] == [True, False], shown
   found = losses(folder / "two")
   assert len(found) == 8
   assert found == pytest.approx(losses(folder / "one"), rel=TOLERANCE)
@@ -185,8 +239,8 @@ def test_two_processes_train_what_one_does(trained):
   assert metrics == pytest.approx(expected, abs=1e-3)
 
 
-def test_each_process_reads_the_rows_that_its_devices_hold(trained):
-  _, shown = trained
+def test_each_process_reads_the_rows_that_its_devices_hold(stopped):
+  _, shown = stopped
   rows = [
     [line for line in printed.splitlines() if line.startswith("rows")]
     for printed, _ in shown
@@ -196,50 +250,36 @@ def test_each_process_reads_the_rows_that_its_devices_hold(trained):
   assert rows[1] == [f"rows {numbers[1]}", f"rows {numbers[2]}"]
 
 
-def test_a_run_of_one_process_goes_on_with_two(trained):
-  folder, shown = trained
-  assert "resumed at step 3" in shown[0][1]
-  found = losses(folder / "one_cut")
-  assert len(found) == 8
-  assert found == pytest.approx(losses(folder / "one"), rel=TOLERANCE)
+def test_two_processes_measure_the_same(stopped):
+  folder, shown = stopped
+  first, second = (float(out.split("ndcg")[1].split()[0]) for out, _ in shown)
+  assert first == second
+  workflow.location(folder / "one", "tiny", "validation").unlink()
+  expected = workflow.evaluate(folder / "one", "tiny", "validation").metrics
+  assert first == pytest.approx(expected["ndcg@10"], abs=1e-3)
 
 
-def test_the_distributed_flag_joins_the_processes_of_a_slurm_step(
-  alone, tmp_path
+def test_one_goes_on_in_two_and_where_one_is_preempted_another_mesh_does(
+  stopped, capsys
 ):
-  experiment, workdir = tmp_path / "experiment.py", tmp_path / "work"
-  experiment.write_text(_EXPERIMENT.format(folder=str(alone)))
-  job = str(slurm_job())
-  processes = [
-    spawn(
-      "-m", "launch.train", "--distributed", f"--config={experiment}",
-      f"--workdir={workdir}", JAX_NUM_CPU_DEVICES="4", SLURM_JOB_ID=job,
-      SLURM_STEP_NODELIST="127.0.0.1", SLURM_NTASKS="2",
-      SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank),
-    )
-    for rank in range(2)
-  ]  # fmt: skip
-  try:
-    shown = finish(processes, seconds=240)
-  finally:
-    for process in processes:
-      process.kill()
-  assert [p.returncode for p in processes] == [0, 0], shown
-  # Only the first says how training goes, and what the model is worth.
-  said = ["on 8 × cpu" in error for _, error in shown]
-  assert said == [True, False], shown
-  assert ["N@10" in output for output, _ in shown] == [True, False], shown
-  found = losses(workdir)
-  assert len(found) == 8
-  assert found == pytest.approx(losses(alone / "one"), rel=TOLERANCE)
+  folder, shown = stopped
+  half = LONG // 2
+  assert f"resumed at step {half}" in shown[0][1]
+  _, saved = checkpoint.steps(folder / "long_cut/models/tiny/checkpoints")
+  assert half + 2 <= saved < LONG
+  workflow.train(config(folder, LONG, fsdp=2), folder / "long_cut")
+  assert f"resumed at step {saved}" in capsys.readouterr().err
+  found = losses(folder / "long_cut")
+  assert len(found) == LONG + 2
+  assert found == pytest.approx(losses(folder / "long"), rel=TOLERANCE)
 
 
 @pytest.mark.parametrize("devices", [8, 4])
 def test_a_run_of_two_processes_goes_on_with_one(
-  trained, devices, tmp_path, monkeypatch, capsys
+  two, devices, tmp_path, monkeypatch, capsys
 ):
   """On the same mesh, and on half the devices."""
-  folder, _ = trained
+  folder, _ = two
   make_mesh = partitioning.make_mesh
   monkeypatch.setattr(
     partitioning, "make_mesh",
@@ -253,36 +293,11 @@ def test_a_run_of_two_processes_goes_on_with_one(
   assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_a_preemption_of_one_stops_both_and_another_mesh_goes_on(
-  tmp_path, capsys
-):
-  worlds.write_csv(tmp_path)
-  steps = 200
-  processes = start(tmp_path, steps, "run")
-  try:
-    log = tmp_path / "run/models/tiny/metrics.jsonl"
-    while not (log.exists() and log.read_text().count("\n") >= 3):
-      assert all(p.poll() is None for p in processes), "ended too soon"
-      time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
-    shown = [error for _, error in finish(processes, seconds=120)]
-  finally:
-    for process in processes:
-      process.kill()
-  assert [p.returncode for p in processes] == [loop.PREEMPTED] * 2, shown
-  (saved,) = checkpoint.steps(tmp_path / "run/models/tiny/checkpoints")
-  assert 3 <= saved < steps
-  workflow.train(config(tmp_path, steps, fsdp=2), tmp_path / "run")
-  assert f"resumed at step {saved}" in capsys.readouterr().err
-  trained = [step for step, kind in losses(tmp_path / "run") if kind == "train"]
-  assert trained == list(range(1, steps + 1))
-
-
 def test_killed_processes_resume_bit_equal(tmp_path):
   """kill -9 to one process, then to the other; benchmarks/ has more of it."""
-  # By this seed the first process dies after step 8; the other then is killed
+  # By this seed the first process dies after step 7; the other then is killed
   # before the two start again.
-  record = kill_resume.measure(tmp_path, kills=1, seed=16, steps=24)
+  record = kill_resume.measure(tmp_path, kills=1, seed=18, steps=18)
   (kill,) = record["kills"]
   assert (kill["killed"], kill["in"]) == ("first", "steps")
   assert kill["saved"] > 0, "nothing was there to lose"

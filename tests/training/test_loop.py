@@ -13,10 +13,16 @@ import jax
 import numpy as np
 import pytest
 
-from onerec_jax import checkpoint, files, partitioning, workflow
+from onerec_jax import (
+  checkpoint,
+  files,
+  model_configs,
+  partitioning,
+  workflow,
+)
 from onerec_jax.data import pipeline
 from onerec_jax.inference import assemble
-from onerec_jax.training import loop, metrics_writer, task
+from onerec_jax.training import loop, metrics_writer, state, task
 from tests import worlds
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -54,9 +60,27 @@ def _arrays(run, step):
 
 def _steady():
   """A validation that is a function of the parameters alone."""
-  return lambda params: {
-    "ndcg@10": float(np.abs(np.asarray(params["codes"]["bos"])).sum())
-  }
+
+  def validate(params):
+    leaves = jax.tree.leaves(jax.device_get(params))
+    return {"ndcg@10": float(sum(np.abs(leaf).sum() for leaf in leaves))}
+
+  return validate
+
+
+def _config(raw):
+  """The loop is the same for every model: one that is quick to compile."""
+  config = worlds.config(raw)
+  config.model = model_configs.SASRecConfig(num_layers=1, d_model=16, d_ff=32)
+  return config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+  """(config, work directory, system)."""
+  folder = tmp_path_factory.mktemp("tiny")
+  config = _config(worlds.write_csv(folder / "raw"))
+  return config, folder, workflow.assembled(config, folder)
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +127,26 @@ def test_a_run_cut_between_checkpoints_resumes_bit_equal(
     expected.best_step,
   )
   _assert_same_end(tmp_path, whole[0])
+
+
+def test_a_resumed_run_makes_no_state_beside_the_restored_one(
+  tiny, whole, tmp_path, monkeypatch
+):
+  """Where one just fits into memory, two do not."""
+  run = shutil.copytree(whole[0], tmp_path / "run")
+  shutil.rmtree(run / "checkpoints" / "10")
+  plan = state.plan
+
+  def no_second():
+    raise AssertionError("made anew")
+
+  monkeypatch.setattr(
+    state, "plan", lambda *given: (plan(*given)[0], no_second)
+  )
+  _train(tiny, run, _steady())
+  _assert_same_end(run, whole[0])
+  with pytest.raises(AssertionError, match="made anew"):
+    _train(tiny, tmp_path / "fresh", _steady())
 
 
 def test_ctrl_c_stops_when_all_is_saved(tiny, whole, tmp_path, ctrl_c):
@@ -279,7 +323,7 @@ def test_not_finite_stops_with_advice_or_goes_on_if_told(tiny, tmp_path):
 
 
 def test_a_window_without_a_weighted_target_is_logged(tmp_path):
-  config = worlds.config(worlds.write_csv(tmp_path / "raw"))
+  config = _config(worlds.write_csv(tmp_path / "raw"))
   config.prepare.positive = "rating >= 5"
   config.pipeline.targets, config.pipeline.imitate = "request", "positive"
   config.pipeline.batch_size = config.pipeline.row_targets = 1
@@ -325,7 +369,7 @@ test_loop.train(*map(pathlib.Path, sys.argv[1:]))
 
 def train(folder, run):
   """What the process below does: ten steps, with time to kill it in between."""
-  config = worlds.config(folder / "raw")
+  config = _config(folder / "raw")
   put_batch = loop.put_batch
 
   def put_slowly(*arguments):

@@ -29,15 +29,15 @@ def _program(tiny, shape, count):
   tx = optimizer.make_optimizer(config.optimizer, schedule)
   example = loop.put_batch(next(_batches(tiny)), rows)
   with jax.set_mesh(mesh):
-    made, shardings, _ = state.create(
-      system.model, tx, example, tables[0], 0, mesh
-    )
+    shapes, make = state.plan(system.model, tx, example, tables[0], 0, mesh)
+    made = make()
   function = functools.partial(
     step.train_step,
     loss_fn=losses.make_loss(system.model),
     tx=tx,
     seed=0,
   )
+  shardings = state.shardings(shapes)
   compiled = step.compile_step(function, shardings, mesh, *tables)
   return mesh, jax.device_get(made), shardings, compiled, tables, rows
 
