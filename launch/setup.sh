@@ -31,6 +31,9 @@ if ! .venv/bin/python -m pip install --help &> /dev/null; then
 fi
 touch "$unfinished"
 echo "Installing onerec_jax${extras:+[$extras]} into .venv (a minute or two) ..."
-.venv/bin/python -m pip install --quiet --disable-pip-version-check $again -e ".${extras:+[$extras]}"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-compile \
+  $again -e ".${extras:+[$extras]}"
+# What pip would do on one core. Some packages bring files that do not compile.
+.venv/bin/python -m compileall -qq -j 0 .venv/lib || true
 echo "$wanted" > "$stamp"
 rm "$unfinished"

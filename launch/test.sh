@@ -4,20 +4,26 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 bash launch/setup.sh dev
-.venv/bin/ruff check .
-.venv/bin/ruff format --check .
-.venv/bin/lint-imports
 # The TPU compiler, for the tests that compile for TPUs; beside the environment,
 # since JAX would look for a TPU in every program that finds it.
 libtpu=.venv/libtpu
-[[ -d $libtpu ]] || .venv/bin/python -m pip install --quiet --no-deps \
-  --disable-pip-version-check --target "$libtpu" "libtpu==0.0.42.*" ||
-  echo "no libtpu: the tests that compile for TPUs are skipped" >&2
+tpu_compiler() {
+  [[ -d $libtpu ]] || .venv/bin/python -m pip install --quiet --no-deps \
+    --disable-pip-version-check --target "$libtpu" "libtpu==0.0.42.*" ||
+    echo "no libtpu: the tests that compile for TPUs are skipped" >&2
+}
 # Spark, for the test that it prepares the same data as DuckDB.
-if command -v java > /dev/null; then
-  .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-    "pyspark>=4,<5" || echo "no pyspark: its tests are skipped" >&2
-fi
+spark() {
+  ! command -v java > /dev/null || .venv/bin/python -m pip install --quiet \
+    --disable-pip-version-check "pyspark>=4,<5" ||
+    echo "no pyspark: its tests are skipped" >&2
+}
+# Both download much: beside each other, and beside what needs neither.
+tpu_compiler & spark &
+.venv/bin/ruff check .
+.venv/bin/ruff format --check .
+.venv/bin/lint-imports
+wait
 export PYTHONPATH="$PWD/$libtpu${PYTHONPATH:+:$PYTHONPATH}"
 # One process per core; each gets its own eight-device CPU mesh (conftest.py).
 exec .venv/bin/python -m pytest -n 2 --dist worksteal "$@"
