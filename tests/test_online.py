@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 import json
 import shutil
 import types
@@ -11,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from onerec_jax import config as config_lib
 from onerec_jax import (
@@ -32,18 +30,6 @@ from onerec_jax.simulation.step import concatenate, run
 from onerec_jax.simulation.world import World
 from tests import online_runs
 from tests.online_runs import CONFIGS, SLOTS
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nothing_is_drawn():
-  """All go on from given parameters; to draw compiles as long as a step."""
-  init = nn.Module.init
-  zeros = lambda model, *given: jax.tree.map(
-    jnp.zeros_like, jax.eval_shape(functools.partial(init, model), *given)
-  )
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(nn.Module, "init", zeros)
-    yield
 
 
 @pytest.fixture(scope="module")
