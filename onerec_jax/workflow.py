@@ -271,14 +271,20 @@ def evaluate(
 
 
 def current_runs(workdir: files.PathLike) -> list[str]:
-  """Trained runs of the data that are prepared now; says what it leaves out."""
-  found = runs.finished_runs(workdir)
-  current = [name for name in found if assemble.same_data(workdir, name)]
-  for name in sorted({*found} - {*current}):
-    print(
-      f"{name}: trained on other data than is prepared now, left out",
-      file=sys.stderr,
-    )
+  """Runs to be measured where none is named; says what it leaves out.
+
+  Those that recommend, and were trained on the data that are prepared now.
+  """
+  current = []
+  for name in runs.finished_runs(workdir):
+    if not assemble.same_data(workdir, name):
+      reason = "trained on other data than is prepared now"
+    elif not assemble.recommends(workdir, name):
+      reason = "a reward model, whose figures launch.train prints"
+    else:
+      current.append(name)
+      continue
+    print(f"{name}: {reason}, left out", file=sys.stderr)
   return current
 
 

@@ -122,13 +122,20 @@ def same_data(workdir: files.PathLike, name: str) -> bool:
   return record["prepared"] == prepared.manifest["fingerprint"]
 
 
+def recommends(workdir: files.PathLike, name: str) -> bool:
+  """Whether a run answers requests; reward models value others' answers."""
+  system = read_record(workdir, name)["config"]["model"]["system"]
+  config = model_configs.SYSTEMS[system]
+  return not issubclass(config, model_configs.RewardConfig)
+
+
 def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
   """The name of the run to load; see `recommender.Recommender.load`.
 
   Args:
     workdir: the work directory.
-    model: the run's name; empty: the only one of these data, else the
-      preferred.
+    model: the run's name; empty: the only one of these data that recommends,
+      else the preferred.
     ranker: a run that is not to be chosen.
 
   Raises:
@@ -138,7 +145,9 @@ def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
   names = sorted(path.parent.name for path in runs.glob("*/best.json"))
   if model in names:
     return model
-  names = [name for name in names if name != ranker]
+  names = [
+    name for name in names if name != ranker and recommends(workdir, name)
+  ]
   if not model:
     # What the data were before they were prepared anew, nobody asks for.
     current = [name for name in names if same_data(workdir, name)]

@@ -334,6 +334,19 @@ def test_runs_of_other_data_are_asked_by_name_alone(workdir, tmp_path, capsys):
   assert "lazy_decoder: trained on other data" in capsys.readouterr().err
 
 
+def test_reward_models_recommend_nothing(workdir, tmp_path, capsys):
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  record = assemble.run_directory(copy, "lazy_decoder") / "config.json"
+  values = files.read_json(record)
+  values["config"]["model"]["system"] = "p_score"
+  files.write_json(record, values)
+  assert assemble.choose(copy) == "sasrec"
+  assert assemble.choose(copy, "lazy_decoder") == "lazy_decoder"
+  assert workflow.current_runs(copy) == ["sasrec"]
+  assert "lazy_decoder: a reward model" in capsys.readouterr().err
+
+
 def test_a_table_of_users(recommenders, tmp_path):
   recommender = recommenders["sasrec"]
   source, target = tmp_path / "users.parquet", tmp_path / "out.parquet"

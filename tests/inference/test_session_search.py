@@ -62,6 +62,8 @@ class World:
       moe = tiny.experts(router="softmax")
     config = model_configs.SessionDecoderConfig(
       **tiny._GENERATOR,
+      encoder_layers=1,
+      decoder_layers=1,
       session_items=m,
       constrained_softmax=constrained,
       moe=moe,
@@ -90,12 +92,15 @@ class World:
     shape = (ROWS, len(self.sessions), m, -1)
     self.logits = [np.asarray(x, np.float64).reshape(shape) for x in logits]
     self.codes = [np.concatenate([CODES[i] for i in s]) for s in self.sessions]
+    self.first = {}
+    for session, codes in enumerate(self.codes):
+      for n in range(len(codes)):
+        self.first.setdefault(tuple(codes[:n].tolist()), session)
 
   def step(self, row, prefix):
     """Log-probabilities of the next code; `prefix` are the codes so far."""
     place, level = divmod(len(prefix), len(SIZES))
-    starts = [tuple(c[: len(prefix)]) == tuple(prefix) for c in self.codes]
-    x = self.logits[level][row, starts.index(True), place]
+    x = self.logits[level][row, self.first[prefix], place]
     if self.model.constrained_softmax:
       own = prefix[place * len(SIZES) :]
       follow = {c[level] for c in CODES[1:].tolist() if c[:level] == list(own)}
