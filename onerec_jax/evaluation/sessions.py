@@ -305,7 +305,7 @@ def compare(
     b: of the other.
 
   Returns:
-    For each metric `metric`, `mean_a`, `std_a` (over seeds; NaN of one),
+    For each metric `metric`, `mean_a`, `std_a` (over seeds; None of one),
     `mean_b`, `std_b`, `difference`, `low`, `high`, `above_zero`, `queries`.
 
   Raises:
@@ -334,8 +334,8 @@ def compare(
       for side, seeds in zip("ab", values):
         figures = seeds[:, :, place].mean(axis=1)
         row[f"mean_{side}"] = float(figures.mean())
-        spread = figures.std(ddof=1) if len(figures) > 1 else np.nan
-        row[f"std_{side}"] = float(spread)
+        several = len(figures) > 1
+        row[f"std_{side}"] = float(figures.std(ddof=1)) if several else None
       row["difference"] = interval.mean
       rows.append(row | dataclasses.asdict(interval))
   for row in rows:

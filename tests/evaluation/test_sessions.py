@@ -188,6 +188,11 @@ def test_comparison_by_hand():
     difference = np.mean(means[0]) - np.mean(means[1])
     assert row["difference"] == pytest.approx(difference, rel=1e-5)
     assert row["low"] < row["difference"] < row["high"] < 0
+  single = sessions.compare(
+    [_evaluation(a[0], good)], [_evaluation(b[0], good)]
+  )
+  # One seed says nothing of the spread, and JSON has no NaN.
+  assert {(row["std_a"], row["std_b"]) for row in single} == {(None, None)}
   with pytest.raises(ValueError, match="y were measured on different requests"):
     sessions.compare(
       [_evaluation(a[0], good)],
