@@ -62,8 +62,6 @@ class World:
       moe = tiny.experts(router="softmax")
     config = model_configs.SessionDecoderConfig(
       **tiny._GENERATOR,
-      encoder_layers=1,
-      decoder_layers=1,
       session_items=m,
       constrained_softmax=constrained,
       moe=moe,
@@ -92,6 +90,7 @@ class World:
     shape = (ROWS, len(self.sessions), m, -1)
     self.logits = [np.asarray(x, np.float64).reshape(shape) for x in logits]
     self.codes = [np.concatenate([CODES[i] for i in s]) for s in self.sessions]
+    # Codes so far → a session that begins with them.
     self.first = {}
     for session, codes in enumerate(self.codes):
       for n in range(len(codes)):
@@ -149,9 +148,10 @@ class World:
 
   def restricted(self, allowed):
     mask = np.isin(np.arange(len(CODES)), allowed)
-    return prefix_index.restrict(self.index, jnp.asarray(mask))
+    return restrict(self.index, jnp.asarray(mask))
 
 
+restrict = jax.jit(prefix_index.restrict)
 world_of = functools.cache(World)
 
 
@@ -227,7 +227,7 @@ def test_another_set_for_each_request_and_sessions_cut_short():
   allowed = np.zeros((ROWS, len(CODES)), bool)
   allowed[0, [1, 4, 5]] = True
   allowed[1, 7] = True
-  index = prefix_index.restrict(world.index, jnp.asarray(allowed))
+  index = restrict(world.index, jnp.asarray(allowed))
   sessions, scores = world.search(1000, index)
   assert_agree(sessions[0], scores[0], world.ranked(0, (1, 4, 5)))
   # One item is no session of two: it is all there is.

@@ -32,9 +32,7 @@ def trained(tmp_path_factory):
   config.tokenizer.num_codes = 16
   config.tokenizer.vector_size = 32
   config.model.d_model = 32
-  config.model.num_layers = 2
   config.model.num_kv_heads = 1
-  config.model.kv_layers = 2
   config.model.kv_split = 2
   config.pipeline.row_positions = config.pipeline.row_targets = 64
   config.pipeline.max_history = 30

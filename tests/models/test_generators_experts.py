@@ -16,20 +16,19 @@ from tests import tiny
 RATE = 0.0625
 CHANGES = {"constrained_softmax": False, "moe": tiny.experts()}
 MODELS = {
-  # Two scanned blocks; one of the encoder and two of the decoder.
+  # Two scanned blocks; one of the encoder and one of the decoder.
   "lazy_decoder": lambda: tiny.lazy_decoder(scan_layers=True, **CHANGES),
   "encoder_decoder": lambda: tiny.encoder_decoder(
-    causal_encoder=False, feed_forward="mlp", moe_encoder=True, **CHANGES
+    decoder_layers=1, causal_encoder=False, feed_forward="mlp",
+    moe_encoder=True, **CHANGES,
   ),
-}
+}  # fmt: skip
 CODES = len(tiny.CODEBOOK_SIZES) * len(tiny.SEES)
 EVENTS = int((tiny.batch().segment > 0).sum())
 TOKENS = {
   "lazy_decoder": {"scanned/block": [CODES, CODES]},
-  "encoder_decoder": {
-    "encoder_0": EVENTS, "decoder_0": CODES, "decoder_1": CODES
-  },
-}  # fmt: skip
+  "encoder_decoder": {"encoder_0": EVENTS, "decoder_0": CODES},
+}
 """Real tokens that each block, or each of a stack, routes to its experts."""
 
 

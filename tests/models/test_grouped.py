@@ -55,6 +55,7 @@ def of_dot(rows, matrices, out, sizes):
   return found, *gradient(out)
 
 
+outer_by_tiles = jax.jit(grouped._tiled_outer)
 PROGRAMS = {
   "on this device": jax.jit(of_dot),
   "by tiles": program(grouped._tiled, grouped._tiled_outer),
@@ -92,7 +93,7 @@ def test_bfloat16_products_are_summed_in_float32():
   """A group of 1,024 rows of 1: a sum in bfloat16 would stop at 256."""
   rows, out = jnp.ones((1024, 8), jnp.bfloat16), jnp.ones((1024, 4))
   sizes = jnp.asarray([0, 1024], jnp.int32)
-  found = grouped._tiled_outer(rows, out.astype(jnp.bfloat16), sizes)
+  found = outer_by_tiles(rows, out.astype(jnp.bfloat16), sizes)
   assert found.dtype == jnp.bfloat16
   assert not found[0].any()
   assert (found[1] == 1024).all()
@@ -102,7 +103,7 @@ def test_what_is_not_finite_stays_in_its_group():
   rows, matrices, out = draw(8, 12)
   out[:128] = np.inf
   sizes = jnp.asarray([128] * 6, jnp.int32)
-  found = grouped._tiled_outer(*map(jnp.asarray, (rows, out)), sizes)
+  found = outer_by_tiles(rows, out, sizes)
   assert not np.isfinite(found[0]).any()
   assert np.isfinite(found[1:]).all()
 
@@ -139,8 +140,7 @@ def flops(groups, of):
   return program.compile().cost_analysis()["flops"]
 
 ROWS, D, F = SHAPE
-print(json.dumps(
-  [flops(n, of) for of in (jnp.bfloat16, jnp.float32) for n in (2, 16)]))
+print(json.dumps([flops(8, of) for of in (jnp.bfloat16, jnp.float32)]))
 """
 
 
@@ -148,8 +148,11 @@ print(json.dumps(
   importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed"
 )
 def test_on_tpus_more_groups_are_no_more_arithmetic():
-  """And tiles of full size fit a chip, in either type."""
-  shape = 8192, 1024, 1100
+  """Eight's is that of one, and tiles of full size fit a chip, in either type.
+
+  Full are those of 512 rows a group.
+  """
+  shape = 8 * 512, 1024, 1100
   done = subprocess.run(
     [sys.executable, "-c", PROGRAM.replace("SHAPE", str(shape))],
     capture_output=True, text=True,
@@ -159,4 +162,4 @@ def test_on_tpus_more_groups_are_no_more_arithmetic():
   # The product, and the gradients of its rows and of the matrices.
   expected = 3 * 2 * np.prod(shape)
   found = json.loads(done.stdout.splitlines()[-1])
-  assert found == pytest.approx([expected] * 4, rel=0.05)
+  assert found == pytest.approx([expected] * 2, rel=0.05)

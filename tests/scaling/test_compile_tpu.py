@@ -34,14 +34,14 @@ from onerec_jax.scaling import compile_tpu, roofline
 config = lazy_decoder.get_config("0.05B")
 config.model.num_layers = 1
 config.model.d_model, config.model.d_ff = 256, 1024
-config.model.num_heads = config.model.num_kv_heads = 4
+config.model.num_heads = config.model.num_kv_heads = 2
 config.model.scan_layers = False
 config.model.remat = "none"
 config.mesh.data, config.mesh.fsdp = 1, -1
 config.tokenizer.num_codes, config.tokenizer.num_levels = 256, 2
 config.pipeline.row_positions, config.pipeline.row_targets = 128, 20
 config.pipeline.max_history = 127
-config.pipeline.batch_size = 16
+config.pipeline.batch_size = 4
 config.evaluation.beam_width = 16
 programs = compile_tpu.prepare(config, "v5p:2x2x1", 2000)
 reports = [compile_tpu.train_step(programs), compile_tpu.search(programs, 2)]
@@ -57,7 +57,7 @@ def lowered(name, place, lower, flops):
 
 compile_tpu._compile = lowered
 config = lazy_decoder.get_config("0.05B")
-config.model.num_layers = 2
+config.model.num_layers = 1
 config.mesh.data, config.mesh.fsdp = 1, -1
 config.tokenizer.num_codes = 256
 config.pipeline.pathways = PathwaysConfig(short=4, positive=8, lifelong=16)
@@ -120,7 +120,7 @@ def test_pathways_are_compiled_where_they_are_on(reports):
   assert step["items"] == [8, 29]
   assert search["items"] == [3, 29]
   config = lazy_decoder.get_config("0.05B").model
-  config.num_layers = 2
+  config.num_layers = 1
   pathways = config_lib.PathwaysConfig(short=4, positive=8, lifelong=16)
   model = registry.create(config, 2000, (256,) * 3, {}, {}, pathways)
   forward = registry.forward_flops(model, 8, 29, 5)
@@ -135,15 +135,19 @@ def test_pathways_are_compiled_where_they_are_on(reports):
 def told(tmp_path_factory):
   """(printed label → value, the JSON file) of the command itself.
 
-  Two layers and few codes and items: quicker to compile.
+  One layer, few codes and items, short rows: quicker to compile.
   """
   output = tmp_path_factory.mktemp("compile_tpu") / "report.json"
   done = subprocess.run(
     [
       sys.executable, "-m", "launch.compile_tpu",
       "--config=experiments/scaling/lazy_decoder.py:0.05B",
-      "--topology=v5p:2x2x1", "--config.pipeline.batch_size=64",
-      "--config.model.num_layers=2", "--config.tokenizer.num_codes=256",
+      "--topology=v5p:2x2x1", "--config.pipeline.batch_size=8",
+      "--config.pipeline.row_positions=128",
+      "--config.model.num_layers=1", "--config.model.d_model=256",
+      "--config.model.d_ff=1024", "--config.model.num_heads=2",
+      "--config.model.num_kv_heads=2", "--config.tokenizer.num_codes=256",
+      "--config.tokenizer.num_levels=2",
       "--num_items=2000", f"--output={output}",
     ],
     cwd=pathlib.Path(__file__).parents[2],
@@ -166,11 +170,12 @@ def test_the_command_prints_and_writes_what_one_chip_needs(told):
   printed, report = told
   assert printed["train step, v5p:2x2x1"] == "one chip"
   assert (report["place"], report["chips"]) == ("v5p:2x2x1", 4)
-  # The flags reach the program: forward and backward over 64 rows of 4 chips.
+  # The flags reach the program: forward and backward over 8 rows of 4 chips.
   config = lazy_decoder.get_config("0.05B").model
-  config.num_layers = 2
-  model = registry.create(config, 2000, (256,) * 3, {}, {})
-  flops = 3 * registry.forward_flops(model, 64, 512, 5) / 4
+  config.num_layers, config.d_model, config.d_ff = 1, 256, 1024
+  config.num_heads = config.num_kv_heads = 2
+  model = registry.create(config, 2000, (256,) * 2, {}, {})
+  flops = 3 * registry.forward_flops(model, 8, 128, 5) / 4
   assert report["model_flops"] == pytest.approx(flops)
   assert printed["model FLOPs"] == f"{flops / 1e12:.3f} T"
   # `dots` keeps what the products gave: little runs twice.
