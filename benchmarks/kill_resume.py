@@ -184,7 +184,8 @@ def _arrays(path: pathlib.Path) -> Any:
   return jax.device_get(ocp.load(path, shapes))
 
 
-def _same_arrays(one: pathlib.Path, other: pathlib.Path) -> bool:
+def same_arrays(one: pathlib.Path, other: pathlib.Path) -> bool:
+  """Whether the same bits were saved at two places, by whatever processes."""
   left, right = _arrays(one), _arrays(other)
   same = jax.tree.map(
     lambda a, b: a.dtype == b.dtype and a.tobytes() == b.tobytes(), left, right
@@ -209,7 +210,7 @@ def _check(whole: pathlib.Path, killed: pathlib.Path) -> dict[str, Any]:
   saved = max(checkpoint.steps(killed / "checkpoints"), default=0)
   if saved:
     place = pathlib.Path("checkpoints") / str(saved)
-    equal = equal and _same_arrays(whole / place, killed / place)
+    equal = equal and same_arrays(whole / place, killed / place)
   return {"logged": len(found), "saved": saved, "equal": equal}
 
 
@@ -257,7 +258,7 @@ def measure(
   best = [files.read_json(r.folder / "best.json") for r in (whole, run)]
   place = pathlib.Path("best") / str(best[0]["step"])
   end["equal"] &= best[0] == best[1]
-  end["equal"] &= _same_arrays(whole.folder / place, run.folder / place)
+  end["equal"] &= same_arrays(whole.folder / place, run.folder / place)
   return {
     "processes": _PROCESSES, "devices_of_each": _DEVICES, "steps": steps,
     "seed": seed, "kills": rows, "end": end,

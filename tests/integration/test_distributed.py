@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 _PROGRAM = """
 import pathlib, sys, jax
 jax.config.update("jax_num_cpu_devices", 4)
-address, rank, folder, steps, name = sys.argv[1:]
+address, rank, folder, steps, name, measured = sys.argv[1:]
 jax.distributed.initialize(address, 2, int(rank))
 assert jax.device_count() == 8
 from onerec_jax import config, partitioning, workflow
@@ -43,8 +43,9 @@ for mesh in (config.MeshConfig(), config.MeshConfig(data=1, tensor=8)):
   rows = partitioning.local_rows(partitioning.make_mesh(mesh), 16)
   print("rows", *rows.tolist())
 folder = pathlib.Path(folder)
-found = workflow.evaluate(folder / "one", "tiny", "validation")
-print("ndcg", found.metrics["ndcg@10"])
+if measured:
+  found = workflow.evaluate(folder / measured, "tiny", "validation")
+  print("ndcg", found.metrics["ndcg@10"])
 test_distributed.train_slowly(folder, int(steps), name)
 """
 _EXPERIMENT = """
@@ -82,15 +83,18 @@ def train_slowly(folder, steps, name):
   workflow.train(config(folder, steps), folder / name)
 
 
-def start(folder, steps, name):
+def start(folder, steps, name, measured=""):
   """Two processes of four devices each that train in this directory."""
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     address = f"127.0.0.1:{free.getsockname()[1]}"
   return [
-    spawn("-c", _PROGRAM, address, str(rank), str(folder), str(steps), name)
+    spawn(
+      "-c", _PROGRAM, address, str(rank), str(folder), str(steps), name,
+      measured,
+    )
     for rank in range(2)
-  ]
+  ]  # fmt: skip
 
 
 def spawn(*arguments, **variables):
@@ -106,6 +110,18 @@ def spawn(*arguments, **variables):
     [sys.executable, *arguments], env=environment, stdout=subprocess.PIPE,
     stderr=subprocess.PIPE, text=True,
   )  # fmt: skip
+
+
+def wait_for(processes, workdir, step, before=0):
+  """Until they have logged a step; `before`: the log that lay there."""
+  log = workdir / "models/tiny/metrics.jsonl"
+  while True:
+    # A start writes the log anew.
+    new = log.exists() and log.stat().st_ino != before
+    if new and max(losses(workdir), default=(0,))[0] >= step:
+      return
+    assert all(p.poll() is None for p in processes), "ended too soon"
+    time.sleep(0.01)
 
 
 def slurm_job():
@@ -205,15 +221,9 @@ def stopped(alone):
   cut(alone / "long", alone / "long_cut", LONG)
   log = alone / "long_cut/models/tiny/metrics.jsonl"
   before = log.stat().st_ino
-  processes = start(alone, LONG, "long_cut")
+  processes = start(alone, LONG, "long_cut", measured="one")
   try:
-    # A start writes the log anew.
-    while (
-      log.stat().st_ino == before
-      or max(losses(alone / "long_cut"))[0] < LONG // 2 + 2
-    ):
-      assert all(p.poll() is None for p in processes), "ended too soon"
-      time.sleep(0.01)
+    wait_for(processes, alone / "long_cut", LONG // 2 + 2, before)
     processes[1].send_signal(signal.SIGTERM)
     shown = finish(processes, seconds=120)
   finally:
@@ -293,13 +303,25 @@ def test_a_run_of_two_processes_goes_on_with_one(
   assert found == pytest.approx(expected, rel=TOLERANCE)
 
 
-def test_killed_processes_resume_bit_equal(tmp_path):
-  """kill -9 to one process, then to the other; benchmarks/ has more of it."""
-  # By this seed the first process dies after step 7; the other then is killed
-  # before the two start again.
-  record = kill_resume.measure(tmp_path, kills=1, seed=18, steps=18)
-  (kill,) = record["kills"]
-  assert (kill["killed"], kill["in"]) == ("first", "steps")
-  assert kill["saved"] > 0, "nothing was there to lose"
-  assert record["end"]["resumed_at"] == kill["saved"]
-  assert record["equal"], record
+def test_killed_processes_resume_bit_equal(two):
+  """kill -9 to one and then to the other; benchmarks/kill_resume.py does more.
+
+  Against the run of two processes that nobody disturbed.
+  """
+  folder, _ = two
+  processes = start(folder, 6, "killed")
+  try:
+    wait_for(processes, folder / "killed", 5)
+    processes[0].kill()
+    time.sleep(1.0)
+  finally:
+    for process in processes:
+      process.kill()
+  finish(processes, seconds=60)
+  run, whole = folder / "killed/models/tiny", folder / "two/models/tiny"
+  assert checkpoint.steps(run / "checkpoints") == [3], "nothing was to be lost"
+  shown = outputs(start(folder, 6, "killed"))
+  assert "resumed at step 3" in shown[0][1]
+  assert losses(folder / "killed") == losses(folder / "two")
+  for place in ("checkpoints/6", "best/6"):
+    assert kill_resume.same_arrays(run / place, whole / place), place
