@@ -264,24 +264,26 @@ def _spread(right: np.ndarray) -> float | None:
 def table(rows: dict[str, dict[str, Any]]) -> rich.table.Table:
   """What `compare` gives, to print."""
   first = next(iter(rows.values()))
-  new = f"of {first['new_pairs']} with two new items"
-  shown = rich.table.Table(
-    "run", "pairs right", "− first run", new, box=rich.box.SIMPLE
-  )
+  news = first["new_pairs"]
+  shown = rich.table.Table(box=rich.box.SIMPLE)
+  shown.add_column("run", overflow="fold")
+  # Narrow enough for 80 characters: what is folded is the name.
+  for title in ("right", "95%", "− first", "95%", *(["new"] if news else [])):
+    shown.add_column(title, no_wrap=True)
   shown.caption = f"{first['pairs']} pairs of {first['users']} users"
+  if news:
+    shown.caption += f"; new: the {news} of two new items"
   for name, row in rows.items():
-    columns = []
-    for column, form in (("accuracy", ".4f"), ("difference", "+.4f")):
-      if column in row:
-        mean, low, high = (
-          format(row[column + end], form) for end in ("", "_low", "_high")
-        )
-        spread = row.get(f"{column}_std")
-        seeds = "" if spread is None else f" ± {spread:.4f}"
-        columns.append(f"{mean}{seeds} ({low} … {high})")
-      else:
-        columns.append("")
-    if row["new_pairs"]:
-      columns.append(f"{row['new_accuracy']:.4f}")
-    shown.add_row(name, *columns)
+    cells = []
+    for column, form in (("accuracy", ".3f"), ("difference", "+.3f")):
+      mean, low, high = (
+        format(row[column + end], form) if column in row else ""
+        for end in ("", "_low", "_high")
+      )
+      spread = row.get(f"{column}_std")
+      cells.append(mean + (f" ± {spread:.3f}" if spread is not None else ""))
+      cells.append(f"{low} … {high}" if low else "")
+    if news:
+      cells.append(f"{row['new_accuracy']:.3f}")
+    shown.add_row(name, *cells)
   return shown

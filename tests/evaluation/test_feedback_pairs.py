@@ -2,9 +2,11 @@
 
 import copy
 import dataclasses
+import io
 
 import numpy as np
 import pytest
+import rich.console
 from jax.sharding import Mesh
 
 from onerec_jax import config as config_lib
@@ -169,6 +171,25 @@ def test_accuracy_by_loops(judged):
     <= found["b"]["difference"]
     <= found["b"]["difference_high"]
   )
+
+
+def test_the_table_fits_a_terminal_and_cuts_no_figure():
+  """Names of many seeds are what is broken over lines."""
+  row = {
+    "users": 5, "pairs": 70, "accuracy": 0.8125, "accuracy_low": 0.7,
+    "accuracy_high": 0.9, "accuracy_std": 0.03, "new_pairs": 9,
+    "new_accuracy": 0.5, "difference": 0.0047, "difference_low": -0.0004,
+    "difference_high": 0.0127,
+  }  # fmt: skip
+  first = {k: v for k, v in row.items() if not k.startswith("difference")}
+  name = "+".join(f"pairs_s{seed}" for seed in range(3))
+  console = rich.console.Console(width=80, record=True, file=io.StringIO())
+  console.print(feedback_pairs.table({"start": first, name: row}))
+  lines = console.export_text().splitlines()
+  figures = next(line for line in lines if "+0.005" in line)
+  for told in ("0.812 ± 0.030", "0.700 … 0.900", "-0.000 … +0.013", "0.500"):
+    assert told in figures
+  assert all(f"pairs_s{seed}" in "".join(lines) for seed in range(3))
 
 
 def test_popularity_is_how_often_training_names_an_item(system, judged):
