@@ -16,7 +16,7 @@ from absl import app
 from absl import flags as absl_flags
 
 from launch import flags
-from onerec_jax import files, workflow, workflow_report
+from onerec_jax import files, runs, workflow, workflow_report
 from onerec_jax.evaluation import result, tables
 
 _MODELS = absl_flags.DEFINE_list(
@@ -42,7 +42,7 @@ def main() -> None:
   flags.start()
   workdir = flags.workdir()
   names = _MODELS.value or [
-    *workflow.current_runs(workdir),
+    *runs.current_runs(workdir),
     workflow.POPULARITY,
   ]
   flags.seeds("models", names)

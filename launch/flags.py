@@ -38,7 +38,13 @@ def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
       raise app.UsageError(f"unexpected argument {argv[1]!r}")
     try:
       main()
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
+      missing = _missing_experiment(error)
+      if missing:
+        sys.exit(missing)
+      known = ValueError | FileNotFoundError | FloatingPointError
+      if not isinstance(error, known):
+        raise
       if logging.get_verbosity() > 0:
         raise
       sys.exit(f"error: {error}")
@@ -82,6 +88,21 @@ def _unknown_fields_named() -> Iterator[None]:
       "config.py, model_configs.py and alignment_config.py of onerec_jax have "
       "them all"
     )
+
+
+def _missing_experiment(error: Exception) -> str:
+  """One line for a --config that is no file; empty for any other error."""
+  found = re.search(
+    r"Failed loading config file.*No such file or directory: '([^']+)'",
+    str(error),
+    re.DOTALL,
+  )
+  if found is None:
+    return ""
+  there = [str(path) for path in pathlib.Path().glob("experiments/*/*.py")]
+  near = difflib.get_close_matches(found[1], there, 1)
+  hint = f"; did you mean {near[0]}?" if near else ""
+  return f"error: --config: there is no file {found[1]}{hint}"
 
 
 def _config_fields() -> set[str]:

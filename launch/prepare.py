@@ -33,7 +33,7 @@ def main() -> None:
   for group in ("split_events", "dropped_events", "skipped_rows"):
     for name, count in manifest[group].items():
       table.add_row(f"{group.replace('_', ' ')}: {name}", f"{count:,}")
-  if config.prepare.split == "leave_one_out" and manifest["short_users"]:
+  if manifest["split"] == "leave_one_out" and manifest["short_users"]:
     table.add_row("users too short to test", f"{manifest['short_users']:,}")
   for note in manifest["notes"]:
     table.add_row("note", rich.markup.escape(note))

@@ -381,3 +381,14 @@ def from_dict(values: dict[str, Any]) -> Config:
 def fingerprint(config: Any) -> str:
   """Twelve hex digits that name a config."""
   return files.fingerprint(to_dict(config))
+
+
+def differences(old: Any, new: Any, path: str = "") -> list[str]:
+  """What changed between two dicts of configs, a line a field."""
+  if isinstance(old, dict) and isinstance(new, dict):
+    return [
+      line
+      for key in sorted({*old, *new})
+      for line in differences(old.get(key), new.get(key), f"{path}.{key}")
+    ]
+  return [] if old == new else [f"{path[1:]}: {old!r} → {new!r}"]

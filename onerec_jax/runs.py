@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -87,16 +88,6 @@ def _identity(record: dict[str, Any]) -> dict[str, Any]:
   return record | {"config": config}
 
 
-def _differences(old: Any, new: Any, path: str = "") -> list[str]:
-  if isinstance(old, dict) and isinstance(new, dict):
-    return [
-      line
-      for key in sorted({*old, *new})
-      for line in _differences(old.get(key), new.get(key), f"{path}.{key}")
-    ]
-  return [] if old == new else [f"{path[1:]}: {old!r} → {new!r}"]
-
-
 def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
   """Writes a run's config.json, or refuses a directory of another run.
 
@@ -117,7 +108,7 @@ def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
   old = files.read_json(path)
   # A field that has come since has its default there.
   old["config"] = config_lib.to_dict(config_lib.from_dict(old["config"]))
-  changes = _differences(_identity(old), _identity(found))
+  changes = config_lib.differences(_identity(old), _identity(found))
   if changes:
     raise ValueError(
       f"{run} holds a run with other settings ("
@@ -167,6 +158,66 @@ def finished_runs(workdir: files.PathLike) -> list[str]:
     path.parent.name
     for path in sorted(best, key=lambda path: path.stat().st_mtime)
   ]
+
+
+def current_runs(workdir: files.PathLike) -> list[str]:
+  """Runs to be measured where none is named; says what it leaves out.
+
+  Those that recommend, were trained on the data that are prepared now, and are
+  asked for what the latest of them is.
+  """
+  current: list[str] = []
+  for name in reversed(finished_runs(workdir)):
+    reason = _left_out(workdir, name, current[:1])
+    if reason:
+      print(f"{name}: {reason}, left out", file=sys.stderr)
+      continue
+    if not (assemble.run_directory(workdir, name) / "finished.json").exists():
+      print(f"{name}: not trained to its end, as far as it is", file=sys.stderr)
+    current.append(name)
+  return current[::-1]
+
+
+def _left_out(workdir: files.PathLike, name: str, latest: list[str]) -> str:
+  """Why a run is not to be measured beside the latest; empty: it is."""
+  if not assemble.same_data(workdir, name):
+    return "trained on other data than is prepared now"
+  if not assemble.recommends(workdir, name):
+    return "a reward model, whose figures launch.train prints"
+  asked = [
+    config_lib.from_dict(assemble.read_record(workdir, one)["config"])
+    for one in (name, *latest)
+  ]
+  if asked[0].pipeline.imitate != asked[-1].pipeline.imitate:
+    return (
+      f"asked for other events than {latest[0]} (pipeline.imitate="
+      f"{asked[0].pipeline.imitate}; --models={name} measures it)"
+    )
+  return ""
+
+
+def say_if_all_is_imitated(system: assemble.System) -> None:
+  """Prints that a log of exposures is imitated, what nobody took as well."""
+  config, manifest = system.config, system.prepared.manifest
+  shown = {"click", "dislike"} & {*manifest["event_features"]}
+  if (
+    config.pipeline.imitate != "all"
+    or manifest["prepare"]["where"]
+    or isinstance(config.model, model_configs.RewardConfig)
+    or not shown
+    or jax.process_index()
+  ):
+    return
+  events = manifest["num_events"]
+  others = events - manifest["marked_events"]["positive"]
+  if others:
+    print(
+      f"{config.name}: all {events:,} events are imitated and asked for, "
+      f"{others:,} of them not positive ({manifest['positive']}); if those "
+      "were only shown or disliked, --config.pipeline.imitate=positive leaves "
+      "them out",
+      file=sys.stderr,
+    )
 
 
 def say_if_stopped(workdir: files.PathLike, name: str) -> None:

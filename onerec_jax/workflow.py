@@ -6,7 +6,6 @@ these; so may you, from Python.
 
 import functools
 import pathlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -156,6 +155,7 @@ def train(
   system = system or assembled(config, workdir)
 
   def train_on(mesh: Mesh, run: pathlib.Path) -> loop.Progress:
+    runs.say_if_all_is_imitated(system)
     dataset, steps_per_epoch = pipeline.training_dataset(
       system.prepared,
       config.pipeline,
@@ -270,24 +270,6 @@ def evaluate(
   return found
 
 
-def current_runs(workdir: files.PathLike) -> list[str]:
-  """Runs to be measured where none is named; says what it leaves out.
-
-  Those that recommend, and were trained on the data that are prepared now.
-  """
-  current = []
-  for name in runs.finished_runs(workdir):
-    if not assemble.same_data(workdir, name):
-      reason = "trained on other data than is prepared now"
-    elif not assemble.recommends(workdir, name):
-      reason = "a reward model, whose figures launch.train prints"
-    else:
-      current.append(name)
-      continue
-    print(f"{name}: {reason}, left out", file=sys.stderr)
-  return current
-
-
 def evaluate_all(
   workdir: files.PathLike, names: Sequence[str] = (), split: str = "test"
 ) -> list[Evaluation]:
@@ -295,10 +277,10 @@ def evaluate_all(
 
   Args:
     workdir: the work directory.
-    names: of the runs; none: `current_runs`, and popularity.
+    names: of the runs; none: `runs.current_runs`, and popularity.
     split: `validation` or `test`.
   """
-  names = names or [*current_runs(workdir), POPULARITY]
+  names = names or [*runs.current_runs(workdir), POPULARITY]
   beside = next((name for name in names if name != POPULARITY), "")
   return [evaluate(workdir, name, split, beside) for name in names]
 

@@ -277,7 +277,17 @@ def test_a_start_of_another_model_is_refused(trained):
   config, _ = aligned(trained, "other")
   config.model.dropout = 0.7
   other = assemble.assemble(config, system.prepared, system.semantic_ids)
-  with pytest.raises(ValueError, match="another model"):
+  with pytest.raises(ValueError, match=r"model\.dropout: 0\.2 → 0\.7"):
+    checks.check(other, folder)
+
+
+def test_a_start_that_imitated_other_events_is_refused(trained):
+  """They could not be compared: evaluation asks for what is imitated."""
+  config, folder, system = trained
+  config, _ = aligned(trained, "other")
+  config.pipeline.imitate = "positive"
+  other = assemble.assemble(config, system.prepared, system.semantic_ids)
+  with pytest.raises(ValueError, match="imitate: 'all' → 'positive'"):
     checks.check(other, folder)
 
 

@@ -25,6 +25,9 @@ _NOT_NEGATIVE = "must be at least 0", lambda x: x >= 0
 _WEIGHT = "must be at least 0 and finite", lambda x: 0 <= x < math.inf
 _SHARE = "must be in [0, 1]", lambda x: 0 <= x <= 1
 
+_TOLD = 5
+"""So many fields that differ are named."""
+
 _BOUNDS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
   "beta": _POSITIVE,
   "temperature": _POSITIVE,
@@ -112,17 +115,21 @@ def _check_start(system: assemble.System, workdir: files.PathLike) -> None:
     )
   record = files.read_json(path)
   # A field that has come since has its default there.
-  started = config_lib.from_dict(record["config"]).model
+  started = config_lib.from_dict(record["config"])
   own, sids = system.prepared.manifest["fingerprint"], system.semantic_ids
-  for what, same in (
-    ("model", started == config.model),
-    ("prepared data", record["prepared"] == own),
-    ("semantic IDs", record["semantic_ids"] == sids.fingerprint),
+  for what, its, mine in (
+    ("model", *(config_lib.to_dict(c)["model"] for c in (started, config))),
+    ("prepared data", record["prepared"], own),
+    ("semantic IDs", record["semantic_ids"], sids.fingerprint),
+    # What is imitated is also what evaluation asks for.
+    ("pipeline.imitate", started.pipeline.imitate, config.pipeline.imitate),
   ):
-    if not same:
+    changes = config_lib.differences(its, mine, f" {what}")
+    if changes:
       raise ValueError(
-        f"alignment.start={name!r} has another {what} than this config; give "
-        "both the same"
+        f"alignment.start={name!r} has another {what} than this config ("
+        + "; ".join(changes[:_TOLD])
+        + "); give both the same"
       )
 
 

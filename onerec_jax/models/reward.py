@@ -316,10 +316,12 @@ def known_label(batch: batch_lib.Batch, *names: str) -> Float[Array, "B T"]:
   for name in names:
     if name in batch.labels:
       return batch.labels[name]
+  have = f"the data have {sorted(batch.labels)}"
+  if not batch.labels:
+    have = "the batch has none: set --config.pipeline.labels=True"
   raise ValueError(
-    f"no label {' or '.join(names)} in the batch, which has "
-    f"{sorted(batch.labels) or 'none'}; set --config.pipeline.labels=True, or "
-    "leave the objective out of --config.model.objectives"
+    f"no label {' or '.join(names)}, a flag of the events; {have}, or leave "
+    "the objective out of --config.model.objectives"
   )
 
 

@@ -211,6 +211,7 @@ class _Loop:
           batch = put_batch(next(self._iterator), sharding)
           if done == start + 1:
             # Its time is reported, and no part of the steps'.
+            self.writer.say("compiling the step ...")
             clock = time.perf_counter()
             step_fn = step_fn.lower(
               train_state, batch, catalogue, index

@@ -55,6 +55,22 @@ def test_values_that_join_no_seeds_are_refused(values, told):
     flags.seeds("runs", values)
 
 
+def test_an_experiment_that_is_no_file_is_one_line():
+  done = subprocess.run(
+    [
+      sys.executable, "-m", "launch.train",
+      "--config=experiments/tables/sasrec",
+    ],
+    cwd=LAUNCH.parent, capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 1
+  (told,) = done.stderr.splitlines()
+  assert told == (
+    "error: --config: there is no file experiments/tables/sasrec; did you mean "
+    "experiments/tables/sasrec.py?"
+  )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   ("arguments", "told"),
