@@ -108,6 +108,11 @@ def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
   old = files.read_json(path)
   # A field that has come since has its default there.
   old["config"] = config_lib.to_dict(config_lib.from_dict(old["config"]))
+  if old["prepared"] != found["prepared"]:
+    raise ValueError(
+      f"{run} holds a run of other data than is prepared now; give this one "
+      f"another --config.name, or delete {run}"
+    )
   changes = config_lib.differences(_identity(old), _identity(found))
   if changes:
     raise ValueError(

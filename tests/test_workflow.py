@@ -272,6 +272,14 @@ def test_another_run_under_the_same_name_is_refused(trained):
     assert part in str(error.value)
 
 
+def test_a_name_of_other_data_is_refused_as_such(trained):
+  folder, system = trained
+  run = assemble.run_directory(folder, system.config.name)
+  found = runs.record(system, folder)
+  with pytest.raises(ValueError, match="a run of other data than is prepared"):
+    runs.claim(run, found | {"prepared": "0123456789ab"})
+
+
 def test_other_places_and_devices_are_the_same_run(trained, tmp_path, capsys):
   folder, system = trained
   moved = copy.deepcopy(system.config)

@@ -356,8 +356,11 @@ def print_table(rows: Sequence[dict[str, Any]], title: str) -> None:
         if shown in row:
           table.add_row(figure, f"({shown})", f"{row[shown]:.4g}")
     elif "difference" in row:
-      ends = f"{row['low']:+.3g} … {row['high']:+.3g}"
-      over = f"{row['difference']:+.3g}", ends
+      # What is left of sums that cancel is no figure.
+      mean, low, high = (
+        f"{round(row[name], 9):+.3g}" for name in ("difference", "low", "high")
+      )
+      over = mean, f"{low} … {high}"
     seeds = "" if row["std"] is None else f"{row['std']:.2g}"
     name, *others = row["runs"]
     name += f" ({1 + len(others)} seeds)" if others else ""
