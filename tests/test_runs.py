@@ -1,11 +1,14 @@
-"""What is refused before anything is compiled."""
+"""What is refused or said before anything is compiled, and runs there are."""
 
+import os
 import re
 
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax import model_configs, partitioning, runs
+from onerec_jax import files, model_configs, partitioning, runs, workflow
+from onerec_jax.inference import assemble
+from tests import worlds
 
 MODELS = {
   "lazy": model_configs.LazyDecoderConfig(),
@@ -94,3 +97,35 @@ def test_microbatches_would_take_a_two_towers_negatives():
   c.training.microbatches = 2
   with pytest.raises(ValueError, match="microbatches=2.* negatives"):
     runs.check(c, partitioning.make_mesh(c.mesh), 100)
+
+
+@pytest.mark.parametrize(
+  ("where", "imitate", "said"),
+  [("", "all", True), ("", "positive", False), ("click", "all", False)],
+)
+def test_a_log_of_exposures_is_not_imitated_in_silence(
+  tmp_path, capsys, where, imitate, said
+):
+  lines = ["user_id,item_id,timestamp_ms,click"]
+  lines += [f"u{i % 5},i{i % 7},{i},{int(i % 3 == 0)}" for i in range(60)]
+  (tmp_path / "events.csv").write_text("\n".join(lines))
+  config = worlds.config(tmp_path)
+  config.prepare.items, config.prepare.where = "", where
+  config.pipeline.imitate = imitate
+  config.model = model_configs.SASRecConfig()
+  runs.say_if_all_is_imitated(workflow.assembled(config, tmp_path / "work"))
+  told = capsys.readouterr().err
+  assert (
+    "all 60 events are imitated and asked for, 40 of them" in told
+  ) == said
+
+
+def test_runs_are_those_with_parameters_oldest_first(tmp_path):
+  for place, name in enumerate(("second", "first", "unborn")):
+    run = assemble.run_directory(tmp_path, name)
+    files.write_json(run / "config.json", {})
+    if name != "unborn":
+      files.write_json(run / "best.json", {"step": 1})
+      os.utime(run / "best.json", ns=(10 - place, 10 - place))
+  assert runs.finished_runs(tmp_path) == ["first", "second"]
+  assert runs.finished_runs(tmp_path / "nowhere") == []
