@@ -8,9 +8,15 @@ r"""Recommends with a trained run.
 The file, Parquet or CSV, has user_id and in Parquet perhaps history (lists of
 item ids); the output, either too, has user_id, rank, item_id, score, title.
 --new_items=<semantic IDs> also knows items that launch.tokenize added.
+An unknown user without a history ends the program, or with --on_unknown=skip
+gets a newcomer's answer. Ids with commas or quotes in --history: quote as in
+CSV, --history='"a,1",b'.
 --ranker=p_score, a reward model's run, ranks the --beam_width items that the
 run finds, and scores are then its values (docs/rewards.md).
 """
+
+import sys
+import warnings
 
 import rich
 from absl import app
@@ -24,7 +30,10 @@ from onerec_jax.tokenizer import new_items
 _MODEL = absl_flags.DEFINE_string("model", "", "Run under <workdir>/models.")
 _USER = absl_flags.DEFINE_string("user", None, "Raw user id.")
 _HISTORY = absl_flags.DEFINE_list(
-  "history", None, "Raw item ids, oldest first; default: the user's events."
+  "history",
+  None,
+  "Raw item ids, oldest first; default: the user's events. Read as a row of "
+  "CSV: an id with a comma or quotes stands in double quotes.",
 )
 _USERS_FILE = absl_flags.DEFINE_string(
   "users_file", "", "Parquet or CSV of users."
@@ -37,7 +46,11 @@ _RANKER = absl_flags.DEFINE_string(
 )
 _FILTER_SEEN = absl_flags.DEFINE_bool("filter_seen", True, "Only new items.")
 _ON_UNKNOWN = absl_flags.DEFINE_enum(
-  "on_unknown", "error", ["error", "skip"], "Ids the data does not have."
+  "on_unknown",
+  "error",
+  ["error", "skip"],
+  "Ids the data does not have; skip: items are left out, and a user without a "
+  "history gets a newcomer's answer.",
 )
 _NEW_ITEMS = absl_flags.DEFINE_string(
   "new_items", "", "Semantic IDs by launch.tokenize --new_items to serve, too."
@@ -68,14 +81,21 @@ def main() -> None:
     recommender = new_items.recommender(*named, _NEW_ITEMS.value)
   else:
     recommender = Recommender.load(*named, ranker=_RANKER.value)
-  items, scores = recommender.recommend(
-    requests, _K.value, _BEAM_WIDTH.value, _FILTER_SEEN.value,
-    _ON_UNKNOWN.value, progress=not one,
-  )  # fmt: skip
+  with warnings.catch_warnings():
+    warnings.showwarning = _print_warning
+    items, scores = recommender.recommend(
+      requests, _K.value, _BEAM_WIDTH.value, _FILTER_SEEN.value,
+      _ON_UNKNOWN.value, progress=not one,
+    )  # fmt: skip
   if one:
     rich.print(tables.as_table(recommender, requests[0], items[0], scores[0]))
   else:
     tables.write(_OUTPUT.value, recommender, users, items, scores)
+
+
+def _print_warning(message: Warning | str, *_: object) -> None:
+  """One line: of whose source it is says nothing to who runs a program."""
+  print(f"warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

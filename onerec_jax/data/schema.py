@@ -113,8 +113,8 @@ def validate(
     `<table>.<column>: <reason>`, complete once the events are read.
 
   Raises:
-    TableError: a wrong or missing column at once; with `error` the first bad
-      row, for events while they are read.
+    TableError: a wrong or missing column, or an items table without rows, at
+      once; with `error` the first bad row, for events while they are read.
   """
   if on_bad_row not in ("error", "skip"):
     raise ValueError(
@@ -128,6 +128,12 @@ def validate(
   if tables.items is not None:
     check = _Check("items", ITEMS, source, on_bad_row, skipped, unique=True)
     items = check.table(tables.items)
+    if not tables.items.num_rows:
+      # Or the first event would be blamed for an item that is not there.
+      raise TableError(
+        f"{check.file}: there are no rows in the items table; fill it, or "
+        "leave it out"
+      )
   if tables.users is not None:
     check = _Check("users", USERS, source, on_bad_row, skipped, unique=True)
     users = check.table(tables.users)

@@ -34,9 +34,13 @@ def read_requests(path: files.PathLike) -> tuple[list[str], list[Request]]:
     path: column `user_id`; in Parquet optionally `history`, lists of raw item
       ids, null where the stored events are meant.
 
+  Returns:
+    (user ids, requests), each request labelled by its row.
+
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: a column is missing or a user id is null; the row is named.
+    ValueError: a column is missing or a user id is null; the row is named,
+      from 1.
   """
   table = _read(pathlib.Path(path))
   if "user_id" not in table.schema.names:
@@ -49,15 +53,16 @@ def read_requests(path: files.PathLike) -> tuple[list[str], list[Request]]:
   histories = [None] * len(users)
   if "history" in table.schema.names:
     histories = table["history"].to_pylist()
-  for row, (user, history) in enumerate(zip(users, histories)):
+  rows = [f"{path}, row {row}" for row in range(1, len(users) + 1)]
+  for row, user, history in zip(rows, users, histories):
     if user is None or (history is not None and not isinstance(history, list)):
       raise ValueError(
-        f"{path}, row {row}: user_id {user!r}, history {history!r}; want an id "
-        "and a list of item ids or null"
+        f"{row}: user_id {user!r}, history {history!r}; want an id and a list "
+        "of item ids or null"
       )
   return users, [
-    Request(history=history, user=user)
-    for user, history in zip(users, histories)
+    Request(history=history, user=user, label=row)
+    for row, user, history in zip(rows, users, histories)
   ]
 
 
@@ -129,6 +134,8 @@ def as_table(
 ) -> rich.table.Table:
   """One request's answer for the terminal, its latest events above.
 
+  Below it stands which run answered, and what its scores are.
+
   Args:
     recommender: knows titles and stored histories.
     request: what was asked.
@@ -147,6 +154,8 @@ def as_table(
   table = rich.table.Table(
     title=rich.text.Text(f"For {who}, after: {after}"),
     box=rich.box.SIMPLE_HEAD,
+    # Plain: a run may be called `[bold]`.
+    caption=rich.text.Text(f"score: {_meaning(recommender)}"),
   )
   table.add_column("rank", justify="right")
   table.add_column("item")
@@ -163,3 +172,16 @@ def as_table(
       f"{score:.3f}",
     )
   return table
+
+
+def _meaning(recommender: Recommender) -> str:
+  """What the scores are, and of which run."""
+  model, run = recommender.system.model, recommender.system.config.name
+  if recommender.ranker is not None:
+    by = recommender.ranker.system.config.name
+    return f"value by {by} of what {run} found"
+  if hasattr(model, "item_scores"):
+    return f"{run}'s own, no probability"
+  # A session model gives items the score of the session that brought them.
+  of = "its session" if hasattr(model, "session_items") else "the item"
+  return f"log-probability of {of} by {run}"

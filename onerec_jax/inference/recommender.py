@@ -55,7 +55,7 @@ class Recommender:
     if ranker is not None:
       ranker.check(system)
     self.system = system
-    self._ranker = ranker
+    self.ranker = ranker
     self._prepared = system.prepared
     self._params = params
     self._mesh = mesh
@@ -137,7 +137,8 @@ class Recommender:
     Raises:
       ValueError: an unknown user, item or option; it is named.
     """
-    request_lib.check(requests, self._columns)
+    users = self._prepared.manifest["bucketing"]["user"]
+    request_lib.check(requests, self._columns, users)
     if k < 1:
       raise ValueError(f"k={k} must be at least 1")
     if on_unknown not in ("error", "skip"):
@@ -198,8 +199,8 @@ class Recommender:
     """Dense items and scores of at most a batch of rows."""
     seen = [row.history.items for row in rows]
     count = k
-    if self._ranker is not None:
-      count = self._ranker.candidates(k, beam_width)
+    if self.ranker is not None:
+      count = self.ranker.candidates(k, beam_width)
     width = max(k, beam_width)
     scores_items = hasattr(self.system.model, "item_scores")
     if scores_items:
@@ -214,9 +215,9 @@ class Recommender:
       again = [rows[place] for place in short]
       found = self._search(again, width, [self._unseen(row) for row in again])
       items[short], scores[short] = retrieval.finish(*found, seen, count, False)
-    if self._ranker is None:
+    if self.ranker is None:
       return items, scores
-    items, scores = self._ranker.rank(
+    items, scores = self.ranker.rank(
       [row.history for row in rows],
       [row.user for row in rows],
       items,
@@ -279,7 +280,7 @@ class Recommender:
   def _check_ids(self, requests: Sequence[Request]) -> None:
     """Refuses unknown ids before the first search, not after the last."""
     for place, request in enumerate(requests):
-      where = f"request {place}"
+      where = request_lib.label(request, place)
       if request.history is not None:
         self._dense(request.history, f"{where}, history", "error")
       elif request.user is not None:
@@ -289,7 +290,7 @@ class Recommender:
 
   def _row(self, request: Request, place: int, on_unknown: str) -> _Row:
     """Dense ids and buckets of a request, `place` in the caller's list."""
-    where = f"request {place}"
+    where = request_lib.label(request, place)
     stored = None
     if request.history is None and request.user is None:
       raise ValueError(f"{where} has neither a user nor a history")
@@ -359,8 +360,9 @@ class Recommender:
     place = self._users.get(request_lib.raw_id(user))
     if place is None:
       raise ValueError(
-        f"{where}: user {user!r} is not in {self._prepared.directory}; give a "
-        "history of item ids instead"
+        f"{where}: user {user!r} is not in {self._prepared.directory}; ask "
+        "with a history of item ids instead, or for a newcomer's answer with "
+        "on_unknown='skip' (--on_unknown=skip)"
       )
     return place
 

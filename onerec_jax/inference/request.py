@@ -36,7 +36,10 @@ class Request:
     event_columns: event column (`rating`, …) → values of the history, NaN
       absent; columns the data was prepared without do not count, and names
       that are nearly a column's are refused.
-    user_columns: user column → value; instead of the stored ones.
+    user_columns: user column → value; instead of the stored ones. Names count
+      and are refused as those of `event_columns`.
+    label: names the request in errors and warnings; empty: `request` and its
+      place in the list, from 0.
   """
 
   history: Sequence[RawId] | None = None
@@ -47,6 +50,7 @@ class Request:
     default_factory=dict
   )
   user_columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  label: str = ""
 
   def __post_init__(self):
     """Refuses one id where a list is meant.
@@ -62,12 +66,20 @@ class Request:
         )
 
 
-def check(requests: Any, known: Collection[str]) -> None:
+def label(request: Request, place: int) -> str:
+  """What a request is called in errors and warnings."""
+  return request.label or f"request {place}"
+
+
+def check(
+  requests: Any, known: Collection[str], known_of_users: Collection[str]
+) -> None:
   """Refuses what is no list of requests, before any is answered.
 
   Args:
     requests: what was given.
     known: see `event_columns`.
+    known_of_users: columns the data have of users.
 
   Raises:
     ValueError: an entry is something else, or has columns that cannot be read.
@@ -80,8 +92,26 @@ def check(requests: Any, known: Collection[str]) -> None:
         f"request {place} is {one!r}: give a list of Requests, as "
         "[Request(user='alice'), Request(history=['i1', 'i2'])]"
       )
+    where = label(one, place)
     if one.history is not None:
-      event_columns(one, f"request {place}", known)
+      event_columns(one, where, known)
+    _check_user_columns(one, where, known_of_users)
+
+
+def _check_user_columns(
+  request: Request, where: str, known: Collection[str]
+) -> None:
+  """Refuses a name that is nearly a column's, or in other capitals."""
+  # Users' columns are all the data's own, which may have capitals.
+  spelt = {name.lower(): name for name in known}
+  for name in request.user_columns:
+    lower = name.lower()
+    near = dict(columns.misspelt([lower], spelt)).get(lower, lower)
+    if name not in known and near in spelt:
+      raise ValueError(
+        f"{where}: unknown user column {name!r}; call it {spelt[near]!r} if it "
+        "is that, or leave it out"
+      )
 
 
 def event_columns(

@@ -177,6 +177,16 @@ def test_unknown_item():
   assert skipped == {"events.item_id: not in the items table": 1}
 
 
+@pytest.mark.parametrize("on_bad_row", ["error", "skip"])
+def test_items_without_rows_are_not_the_events_fault(on_bad_row):
+  items = pa.table({"item_id": pa.array([], pa.string())})
+  source = {"items": "items.csv"}
+  tables = schema.Tables(pa.table(EVENTS), items, source=source)
+  told = "^items.csv: there are no rows in the items table"
+  with pytest.raises(schema.TableError, match=told):
+    schema.validate(tables, on_bad_row)
+
+
 def test_item_that_stands_twice():
   items = pa.table({"item_id": [1, 2, 1], "price": [1.0, 2.0, 3.0]})
   events = EVENTS | {"item_id": [1, 2, 1]}

@@ -93,7 +93,7 @@ def finders(both):
   """The same without a ranker: what searches is compiled once."""
   found = {name: copy.copy(recommender) for name, recommender in both.items()}
   for recommender in found.values():
-    recommender._ranker = None
+    recommender.ranker = None
   return found
 
 

@@ -7,8 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 import rich.console
 
-from onerec_jax.inference import recommendation_tables
-from onerec_jax.inference.recommender import Request
+from onerec_jax import config as config_lib
+from onerec_jax import model_configs, partitioning, workflow
+from onerec_jax.inference import ranking, recommendation_tables
+from onerec_jax.inference.recommender import Recommender, Request
+from tests.inference import random_runs
 
 
 def test_a_table_of_users(recommenders, tmp_path):
@@ -90,3 +93,57 @@ def test_tables_of_users_as_they_occur(recommenders, tmp_path):
   recommendation_tables.check_output(target)
   with pytest.raises(ValueError, match="ends on .parquet or .csv"):
     recommendation_tables.check_output("out.txt")
+
+
+def test_unknown_users_of_a_file_are_named_by_their_rows(
+  recommenders, tmp_path
+):
+  source = tmp_path / "users.csv"
+  source.write_text("user_id\nu-1\nghost\n")
+  _, requests = recommendation_tables.read_requests(source)
+  told = "users.csv, row 2: user 'ghost' is not in .*--on_unknown=skip"
+  with pytest.raises(ValueError, match=told):
+    recommenders["sasrec"].recommend(requests)
+  with pytest.warns(UserWarning, match="users.csv, row 2: user 'ghost' is not"):
+    recommenders["sasrec"].recommend(requests, on_unknown="skip")
+  listed = tmp_path / "users.parquet"
+  pq.write_table(
+    pa.table({"user_id": ["a", None], "history": [["it_1"], None]}), listed
+  )
+  with pytest.raises(ValueError, match="users.parquet, row 2: user_id None"):
+    recommendation_tables.read_requests(listed)
+
+
+@pytest.mark.parametrize(
+  ("model", "judge", "caption"),
+  [
+    (None, None, "log-probability of the item by mine"),
+    (
+      model_configs.SessionDecoderConfig(),
+      None,
+      "log-probability of its session by mine",
+    ),
+    (model_configs.SASRecConfig(), None, "mine's own, no probability"),
+    (model_configs.TwoTowerConfig(), None, "mine's own, no probability"),
+    (None, model_configs.PScoreConfig(), "value by judge of what mine found"),
+  ],
+)
+def test_the_caption_says_who_answers_and_what_scores_are(
+  workdir, model, judge, caption
+):
+  mesh = partitioning.make_mesh(config_lib.MeshConfig())
+
+  def system(name, model):
+    config = random_runs.config_of(workdir, name)
+    config.model = config.model if model is None else model
+    return workflow.assembled(config, workdir)
+
+  # Nothing is asked, so no parameters are needed.
+  ranker = judge and ranking.Ranker(system("judge", judge), None, mesh)
+  shown = recommendation_tables.as_table(
+    Recommender(system("mine", model), None, mesh, ranker=ranker),
+    Request(history=["it_1"]),
+    ["it_2"],
+    [-1.5],
+  )
+  assert str(shown.caption) == f"score: {caption}"

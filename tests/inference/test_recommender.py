@@ -5,6 +5,7 @@ The runs have random weights: nothing here depends on what was learned.
 
 import csv
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from onerec_jax import config as config_lib
-from onerec_jax import files, model_configs, partitioning, workflow
+from onerec_jax import files, model_configs, partitioning, runs
 from onerec_jax.data import features
 from onerec_jax.data import rows as rows_lib
 from onerec_jax.inference import (
@@ -242,13 +243,15 @@ def test_unknown_ids_are_named_or_skipped_with_a_warning(recommenders):
     with pytest.raises(ValueError, match=told):
       recommender.recommend([Request(history=["it_2"], event_columns=column)])
   with pytest.raises(ValueError, match="request 0 is 'u': give a list of Req"):
-    request_lib.check("u", ())
+    request_lib.check("u", (), ())
   with pytest.raises(ValueError, match=r"without a list: write \[request\]"):
-    request_lib.check(Request(user="u"), ())
+    request_lib.check(Request(user="u"), (), ())
   likes = Request(history=["it_2"], event_columns={"likes": [1.0]})
   with pytest.raises(ValueError, match="call it 'like'"):
-    request_lib.check([likes], ())
-  request_lib.check([likes], ("likes",))
+    request_lib.check([likes], (), ())
+  request_lib.check([likes], ("likes",), ())
+  with pytest.raises(ValueError, match="request 0: .*'citty'; call it 'city'"):
+    recommender.recommend([Request(["it_2"], user_columns={"citty": "Oslo"})])
   with pytest.raises(ValueError, match="2 values of rating for 1 events"):
     recommender.recommend(
       [Request(history=["it_2"], event_columns={"rating": [1.0, 2.0]})]
@@ -310,7 +313,7 @@ def test_runs_of_other_data_are_asked_by_name_alone(workdir, tmp_path, capsys):
   assert Recommender.load(copy).system.config.name == "sasrec"
   with pytest.raises(ValueError, match="trained on other data"):
     Recommender.load(copy, "lazy_decoder")
-  assert workflow.current_runs(copy) == ["sasrec"]
+  assert runs.current_runs(copy) == ["sasrec"]
   assert "lazy_decoder: trained on other data" in capsys.readouterr().err
 
 
@@ -323,8 +326,31 @@ def test_reward_models_recommend_nothing(workdir, tmp_path, capsys):
   files.write_json(record, values)
   assert assemble.choose(copy) == "sasrec"
   assert assemble.choose(copy, "lazy_decoder") == "lazy_decoder"
-  assert workflow.current_runs(copy) == ["sasrec"]
+  assert runs.current_runs(copy) == ["sasrec"]
   assert "lazy_decoder: a reward model" in capsys.readouterr().err
+
+
+def test_runs_asked_for_other_events_are_measured_apart(
+  workdir, tmp_path, capsys
+):
+  copy = tmp_path / "copy"
+  shutil.copytree(workdir, copy)
+  names = ["lazy_decoder", "sasrec"]
+  for time, name in enumerate(names):
+    run = assemble.run_directory(copy, name)
+    os.utime(run / "best.json", (time, time))
+    files.write_json(run / "finished.json", {})
+  assert runs.current_runs(copy) == names
+  assert not capsys.readouterr().err
+  record = assemble.run_directory(copy, "lazy_decoder") / "config.json"
+  values = files.read_json(record)
+  values["config"]["pipeline"]["imitate"] = "positive"
+  files.write_json(record, values)
+  (assemble.run_directory(copy, "sasrec") / "finished.json").unlink()
+  assert runs.current_runs(copy) == ["sasrec"]
+  told = capsys.readouterr().err
+  assert "imitate=positive; --models=lazy_decoder measures it" in told
+  assert "sasrec: not trained to its end" in told
 
 
 @pytest.mark.slow
@@ -348,6 +374,22 @@ def test_the_program_prints_a_table_and_says_what_it_needs(
   values = [float(x) for x in re.findall(r" (0\.\d{3})\b", done.stdout)]
   assert len(values) == 3
   assert values == sorted(values, reverse=True)
+  caption = "score: value by p_score of what sasrec found"
+  assert caption in " ".join(done.stdout.split())
+  users, found = tmp_path / "users.csv", tmp_path / "found.csv"
+  users.write_text("user_id\nu-1\nghost\nspirit\n")
+  asked = [f"--users_file={users}", f"--output={found}", "--model=sasrec"]
+  done = subprocess.run([*command, *asked, "--on_unknown=skip"], **options)
+  assert done.returncode == 0, done.stderr
+  assert done.stderr.splitlines()[-2:] == [
+    f"warning: {users}, row {row}: user {user!r} is not known, a newcomer's "
+    "answer"
+    for row, user in ((2, "ghost"), (3, "spirit"))
+  ]
+  asked = ['--history="it_4,5",it_4', "--model=sasrec"]
+  done = subprocess.run([*command, *asked], **options)
+  assert done.returncode == 1
+  assert "item 'it_4,5' is not in" in done.stderr
   wrong = subprocess.run([*command, "--users_file=x.parquet"], **options)
   assert wrong.returncode == 1
   assert "--output" in wrong.stderr + wrong.stdout

@@ -26,6 +26,29 @@ def test_ids_are_spelt_as_a_column_of_them(value):
   assert request.raw_id(value) == column[0][0].as_py()
 
 
+@pytest.mark.parametrize(
+  ("asked", "near"),
+  [("age_bnd", "age_band"), ("Age_Band", "age_band"), ("city", "City")],
+)
+def test_a_users_column_that_is_misspelt_is_refused(asked, near):
+  one = Request(history=["i"], user_columns={near: "20", asked: "20"})
+  told = f"request 1: unknown user column '{asked}'; call it '{near}'"
+  with pytest.raises(ValueError, match=told):
+    request.check([Request(), one], (), ("age_band", "City"))
+
+
+def test_users_columns_of_ones_own_are_not_refused():
+  own = {"age_band": 1, "Age_band": 2, "shoe": 3}
+  asked = [Request(user="u", user_columns=own)]
+  request.check(asked, (), ("age_band", "Age_band", "size"))
+
+
+def test_a_request_is_called_by_its_label():
+  odd = Request([], user_columns={"citty": 1}, label="users.csv, row 3")
+  with pytest.raises(ValueError, match="^users.csv, row 3: unknown user"):
+    request.check([odd], (), ("city",))
+
+
 def test_times_are_milliseconds_of_any_datetime():
   times = np.asarray(["2024-01-01", "2024-01-02"], "datetime64[D]")
   found = request.milliseconds(times, "request 0")
