@@ -9,7 +9,8 @@ r"""Measures trained runs on a split and prints the table.
 
 `+` joins seeds of one model: figures are means over them, printed with their
 standard deviations, and intervals are of each query's mean. Without --models:
-every trained run and popularity.
+popularity and every trained run but reward models, of other data, and those
+that imitate other events (pipeline.imitate) than the latest; a line names them.
 """
 
 from absl import app

@@ -39,15 +39,12 @@ def program(main: Callable[[], None]) -> Callable[[list[str]], None]:
     try:
       main()
     except (ValueError, OSError, FloatingPointError) as error:
-      missing = _missing_experiment(error)
-      if missing:
-        sys.exit(missing)
-      known = ValueError | FileNotFoundError | FloatingPointError
-      if not isinstance(error, known):
+      told = _missing_experiment(error) or str(error)
+      expected = ValueError | FileNotFoundError | FloatingPointError
+      known = isinstance(error, expected) or told != str(error)
+      if not known or logging.get_verbosity() > 0:
         raise
-      if logging.get_verbosity() > 0:
-        raise
-      sys.exit(f"error: {error}")
+      sys.exit(f"error: {told}")
     except KeyboardInterrupt:
       print("interrupted; the same command goes on", file=sys.stderr)
       sys.stdout.flush()
@@ -64,8 +61,14 @@ def run(main: Callable[[list[str]], None]) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
-  with _unknown_fields_named():
-    return app.parse_flags_with_usage(argv)
+  try:
+    with _unknown_fields_named():
+      return app.parse_flags_with_usage(argv)
+  except OSError as error:  # where a field of the missing file is set, too
+    told = _missing_experiment(error)
+    if not told:
+      raise
+    sys.exit(f"error: {told}")
 
 
 @contextlib.contextmanager
@@ -93,16 +96,14 @@ def _unknown_fields_named() -> Iterator[None]:
 def _missing_experiment(error: Exception) -> str:
   """One line for a --config that is no file; empty for any other error."""
   found = re.search(
-    r"Failed loading config file.*No such file or directory: '([^']+)'",
-    str(error),
-    re.DOTALL,
+    r"Attempted \[[^]]*\]:\s+(\S+)\s+\[Errno 2\][^']*'\1'", str(error)
   )
   if found is None:
     return ""
-  there = [str(path) for path in pathlib.Path().glob("experiments/*/*.py")]
+  there = map(str, pathlib.Path().glob("experiments/*/[!_]*.py"))
   near = difflib.get_close_matches(found[1], there, 1)
   hint = f"; did you mean {near[0]}?" if near else ""
-  return f"error: --config: there is no file {found[1]}{hint}"
+  return f"--config: there is no file {found[1]}{hint}"
 
 
 def _config_fields() -> set[str]:

@@ -18,7 +18,9 @@ spark() {
     --disable-pip-version-check "pyspark>=4,<5" ||
     echo "no pyspark: its tests are skipped" >&2
 }
-# Both download much: beside each other, and beside what needs neither.
+# Both download much: beside each other, and beside what needs neither. Where
+# that fails, they are not left behind.
+trap wait EXIT
 tpu_compiler & spark &
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .

@@ -207,7 +207,8 @@ def say_if_all_is_imitated(system: assemble.System) -> None:
   shown = {"click", "dislike"} & {*manifest["event_features"]}
   if (
     config.pipeline.imitate != "all"
-    or manifest["prepare"]["where"]
+    or config.pipeline.targets == "session"  # those that prepare.session marks
+    or manifest.get("prepare", {}).get("where")
     or isinstance(config.model, model_configs.RewardConfig)
     or not shown
     or jax.process_index()

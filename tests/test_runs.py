@@ -100,11 +100,16 @@ def test_microbatches_would_take_a_two_towers_negatives():
 
 
 @pytest.mark.parametrize(
-  ("where", "imitate", "said"),
-  [("", "all", True), ("", "positive", False), ("click", "all", False)],
+  ("where", "imitate", "targets", "said"),
+  [
+    ("", "all", "all", True),
+    ("", "positive", "all", False),
+    ("click", "all", "all", False),
+    ("", "all", "session", False),
+  ],
 )
 def test_a_log_of_exposures_is_not_imitated_in_silence(
-  tmp_path, capsys, where, imitate, said
+  tmp_path, capsys, where, imitate, targets, said
 ):
   lines = ["user_id,item_id,timestamp_ms,click"]
   lines += [f"u{i % 5},i{i % 7},{i},{int(i % 3 == 0)}" for i in range(60)]
@@ -113,7 +118,9 @@ def test_a_log_of_exposures_is_not_imitated_in_silence(
   config.prepare.items, config.prepare.where = "", where
   config.pipeline.imitate = imitate
   config.model = model_configs.SASRecConfig()
-  runs.say_if_all_is_imitated(workflow.assembled(config, tmp_path / "work"))
+  system = workflow.assembled(config, tmp_path / "work")
+  system.config.pipeline.targets = targets
+  runs.say_if_all_is_imitated(system)
   told = capsys.readouterr().err
   assert (
     "all 60 events are imitated and asked for, 40 of them" in told

@@ -60,7 +60,7 @@ class Alignment(task.Task):
     config: the experiment.
     model: generative.
     start: gives the parameters to start from, laid out over the mesh; called
-      once, as the step donates them.
+      once, as the step donates them, and by a resumed run not at all.
     steps_per_epoch: of the logged data.
   """
 

@@ -124,9 +124,8 @@ def same_data(workdir: files.PathLike, name: str) -> bool:
 
 def recommends(workdir: files.PathLike, name: str) -> bool:
   """Whether a run answers requests; reward models value others' answers."""
-  system = read_record(workdir, name)["config"]["model"]["system"]
-  config = model_configs.SYSTEMS[system]
-  return not issubclass(config, model_configs.RewardConfig)
+  config = config_lib.from_dict(read_record(workdir, name)["config"])
+  return not isinstance(config.model, model_configs.RewardConfig)
 
 
 def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
@@ -145,13 +144,12 @@ def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
   names = sorted(path.parent.name for path in runs.glob("*/best.json"))
   if model in names:
     return model
-  names = [
-    name for name in names if name != ranker and recommends(workdir, name)
-  ]
+  names = [name for name in names if name != ranker]
   if not model:
     # What the data were before they were prepared anew, nobody asks for.
     current = [name for name in names if same_data(workdir, name)]
     names = current or names
+  names = [name for name in names if recommends(workdir, name)]
   if not model and len(names) == 1:
     return names[0]
   if not model and PREFERRED in names:
@@ -159,8 +157,8 @@ def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
   if not names:
     beside = f" beside {ranker!r}" if ranker else ""
     raise ValueError(
-      f"{runs} has no trained run{beside}; train one with python -m "
-      "launch.train"
+      f"{runs} has no trained run that recommends{beside}; train one with "
+      "python -m launch.train"
     )
   asked = f"there is no run {model!r}" if model else "several runs"
   raise ValueError(f"{asked} in {runs}; name one of {names}")

@@ -322,7 +322,8 @@ def test_reward_models_recommend_nothing(workdir, tmp_path, capsys):
   shutil.copytree(workdir, copy)
   record = assemble.run_directory(copy, "lazy_decoder") / "config.json"
   values = files.read_json(record)
-  values["config"]["model"]["system"] = "p_score"
+  scorer = config_lib.Config(model=model_configs.PScoreConfig())
+  values["config"]["model"] = config_lib.to_dict(scorer)["model"]
   files.write_json(record, values)
   assert assemble.choose(copy) == "sasrec"
   assert assemble.choose(copy, "lazy_decoder") == "lazy_decoder"

@@ -76,7 +76,7 @@ def train_slowly(folder, steps, name):
   put_batch = loop.put_batch
 
   def put_slowly(*arguments):
-    time.sleep(0.2)
+    time.sleep(0.4)
     return put_batch(*arguments)
 
   loop.put_batch = put_slowly
@@ -115,13 +115,15 @@ def spawn(*arguments, **variables):
 def wait_for(processes, workdir, step, before=0):
   """Until they have logged a step; `before`: the log that lay there."""
   log = workdir / "models/tiny/metrics.jsonl"
-  while True:
+  deadline = time.monotonic() + 240
+  while time.monotonic() < deadline:
     # A start writes the log anew.
     new = log.exists() and log.stat().st_ino != before
     if new and max(losses(workdir), default=(0,))[0] >= step:
       return
     assert all(p.poll() is None for p in processes), "ended too soon"
     time.sleep(0.01)
+  raise TimeoutError(f"no step {step} in {log}")
 
 
 def slurm_job():
