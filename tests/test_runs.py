@@ -102,9 +102,9 @@ def test_microbatches_would_take_a_two_towers_negatives():
 @pytest.mark.parametrize(
   ("where", "imitate", "targets", "said"),
   [
-    ("", "all", "all", True),
-    ("", "positive", "all", False),
-    ("click", "all", "all", False),
+    ("", "all", "next_item", True),
+    ("", "positive", "next_item", False),
+    ("click", "all", "next_item", False),
     ("", "all", "session", False),
   ],
 )
