@@ -80,6 +80,7 @@ def workdirs(tmp_path_factory):
     c.prepare.events = str(folder / "events.csv")
     prepare.prepare(c.prepare, folder)
     write_run(folder, "start", {})
+    write_run(folder, "of_positives", {"pipeline.imitate": "positive"})
   return found
 
 
@@ -167,7 +168,9 @@ def test_what_can_be_aligned_is_not_refused(workdirs, settings, capsys):
     (FEEDBACK | {"feedback": "play_time_ms"}, "no flag: set 'play_time'"),
     (FEEDBACK | {"feedback": "log_probability"}, "says nothing .*'duration'"),
     (
-      FEEDBACK | {"feedback": "weight", "pipeline.imitate": "positive"},
+      FEEDBACK
+      | {"feedback": "weight", "pipeline.imitate": "positive"}
+      | {"start": "of_positives"},
       "says nothing .*'play_time'",
     ),
     (
