@@ -39,8 +39,11 @@ def test_a_users_column_that_is_misspelt_is_refused(asked, near):
 
 def test_users_columns_of_ones_own_are_not_refused():
   own = {"age_band": 1, "Age_band": 2, "shoe": 3}
-  asked = [Request(user="u", user_columns=own)]
-  request.check(asked, (), ("age_band", "Age_band", "size"))
+  known = ("age_band", "Age_band", "size")
+  request.check([Request(user="u", user_columns=own)], (), known)
+  # Of these and one that is misspelt, it alone is named.
+  with pytest.raises(ValueError, match="unknown user column 'siez'"):
+    request.check([Request(user_columns=own | {"siez": 4})], (), known)
 
 
 def test_a_request_is_called_by_its_label():
