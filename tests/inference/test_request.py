@@ -42,8 +42,8 @@ def test_users_columns_of_ones_own_are_not_refused():
   known = ("age_band", "Age_band", "size")
   request.check([Request(user="u", user_columns=own)], (), known)
   # Of these and one that is misspelt, it alone is named.
-  with pytest.raises(ValueError, match="unknown user column 'siez'"):
-    request.check([Request(user_columns=own | {"siez": 4})], (), known)
+  with pytest.raises(ValueError, match="unknown user column 'sizes'"):
+    request.check([Request(user_columns=own | {"sizes": 4})], (), known)
 
 
 def test_a_request_is_called_by_its_label():
