@@ -383,12 +383,16 @@ def fingerprint(config: Any) -> str:
   return files.fingerprint(to_dict(config))
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-  """What changed between two dicts of configs, a line a field."""
+def differences(old: Any, new: Any, path: str) -> str:
+  """What changed between two dicts of configs under `path`, in five fields."""
+  return "; ".join(_changes(old, new, f".{path}" if path else "")[:5])
+
+
+def _changes(old: Any, new: Any, path: str) -> list[str]:
   if isinstance(old, dict) and isinstance(new, dict):
     return [
       line
       for key in sorted({*old, *new})
-      for line in differences(old.get(key), new.get(key), f"{path}.{key}")
+      for line in _changes(old.get(key), new.get(key), f"{path}.{key}")
     ]
   return [] if old == new else [f"{path[1:]}: {old!r} → {new!r}"]

@@ -113,12 +113,11 @@ def claim(run: pathlib.Path, found: dict[str, Any]) -> None:
       f"{run} holds a run of other data than is prepared now; give this one "
       f"another --config.name, or delete {run}"
     )
-  changes = config_lib.differences(_identity(old), _identity(found))
+  changes = config_lib.differences(_identity(old), _identity(found), "")
   if changes:
     raise ValueError(
-      f"{run} holds a run with other settings ("
-      + "; ".join(changes[:5])
-      + f"); give this one another --config.name, or delete {run}"
+      f"{run} holds a run with other settings ({changes}); give this one "
+      f"another --config.name, or delete {run}"
     )
 
 

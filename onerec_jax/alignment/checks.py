@@ -25,9 +25,6 @@ _NOT_NEGATIVE = "must be at least 0", lambda x: x >= 0
 _WEIGHT = "must be at least 0 and finite", lambda x: 0 <= x < math.inf
 _SHARE = "must be in [0, 1]", lambda x: 0 <= x <= 1
 
-_TOLD = 5
-"""So many fields that differ are named."""
-
 _BOUNDS: Mapping[str, tuple[str, Callable[[float], bool]]] = {
   "beta": _POSITIVE,
   "temperature": _POSITIVE,
@@ -124,12 +121,11 @@ def _check_start(system: assemble.System, workdir: files.PathLike) -> None:
     # What is imitated is also what evaluation asks for.
     ("pipeline.imitate", started.pipeline.imitate, config.pipeline.imitate),
   ):
-    changes = config_lib.differences(its, mine, f" {what}")
+    changes = config_lib.differences(its, mine, what)
     if changes:
       raise ValueError(
-        f"alignment.start={name!r} has another {what} than this config ("
-        + "; ".join(changes[:_TOLD])
-        + "); give both the same"
+        f"alignment.start={name!r} has another {what} than this config "
+        f"({changes}); give both the same"
       )
 
 
