@@ -3,6 +3,7 @@
 import pytest
 
 from experiments.kuairand import feedback as kuairand
+from experiments.kuairand import p_score as kuairand_p_score
 from experiments.movielens import feedback as movielens
 from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
 from experiments.tables import lazy_decoder, p_score
@@ -44,10 +45,20 @@ def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
   assert not list(checks._about_rewards(settings))
 
 
-def test_a_judge_of_own_events_reads_what_is_judged():
-  judge = p_score.get_config("like,click")
-  start = lazy_decoder.get_config()
-  assert judge.model.objectives == ("like", "click")
+@pytest.mark.parametrize(
+  ("judge", "start", "objectives"),
+  [
+    (
+      p_score.get_config("like,click"),
+      lazy_decoder.get_config(),
+      ("like", "click"),
+    ),
+    (kuairand_p_score.get_config(), kuairand.get_config("ecpo"), ("like",)),
+  ],
+  ids=["tables", "kuairand"],
+)
+def test_a_judge_reads_what_is_judged(judge, start, objectives):
+  assert judge.model.objectives == objectives
   for part in ("prepare", "tokenizer", "mesh"):
     assert getattr(judge, part) == getattr(start, part)
   for field in ("pathways", "max_history"):
@@ -67,6 +78,8 @@ def test_learning_from_real_feedback_fits_its_start(module, arg):
     assert getattr(config, part) == getattr(start, part)
   assert not list(checks._about_numbers(config.alignment))
   assert not list(checks._about_unread(config.alignment))
+  assert not list(checks._about_requests(config))
+  assert not list(checks._about_rewards(config.alignment))
   with pytest.raises(ValueError, match="argument 'nothing': want sft or one"):
     module.get_config("nothing")
 

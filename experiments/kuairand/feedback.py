@@ -11,15 +11,16 @@ Split by time, 80 / 10 / 10%. The whole log is history, with its flags; only
 likes are targets of the next-token loss and of evaluation. `gbpo` goes on with
 GBPO on every logged row, +1 for a like and −1 for a hate; `pairs` puts a user's
 likes above the hates of the same row instead; `duration` is V2's reward, +1 for
-what was played longest for its length; `imitate`, for as many steps without
-feedback, is what those are to be compared with. docs/alignment.md has cost and
-figures.
+what was played longest for its length; in `ecpo` the P-Score (p_score.py, same
+work directory) judges items drawn from the whole catalogue, most of which
+nobody was shown; `imitate`, for as many steps without feedback, is what those
+are to be compared with. docs/alignment.md has cost and figures.
 """
 
 from experiments.kuairand import lazy_decoder
 from onerec_jax import config as config_lib
 
-_ALIGNED = ("imitate", "gbpo", "pairs", "duration")
+_ALIGNED = ("imitate", "gbpo", "pairs", "duration", "ecpo")
 
 
 def get_config(arg: str = "sft") -> config_lib.Config:
@@ -43,4 +44,12 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     a.feedback_loss = "pairs" if arg == "pairs" else "gbpo"
     a.feedback_weight = 0.0 if arg == "imitate" else 1.0
     a.gate = 0.3
+  if arg == "ecpo":
+    a.feedback = ""
+    a.objective, a.weight = "ecpo", 1.0
+    a.rewards = ("p_score=1",)
+    a.search, a.requests, a.group = "sample", 8, 128
+    # Near uniform: what training never saw is to be judged, too.
+    a.temperature = 8.0
+    a.sync_every = 10
   return c

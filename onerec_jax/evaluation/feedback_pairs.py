@@ -1,8 +1,9 @@
 """Does a model prefer what users liked to what they disliked?
 
 Of each user's later events, every liked one is paired with every disliked one;
-a pair is right where the model gives the liked item the higher probability,
-given what the user did before any of them. Ties count half. Unlike a ranking
+a pair is right where the model gives the liked item the higher probability (a
+reward model: the higher reward), given what the user did before any of them.
+Ties count half. Unlike a ranking
 of all items this asks for nothing that was not logged, so it judges preference
 where most later items were never seen before. Pairs of two items that training
 never saw are told apart by what their semantic IDs share with others alone;
@@ -26,7 +27,7 @@ from onerec_jax.data import shards
 from onerec_jax.data.batch import Batch
 from onerec_jax.evaluation import bootstrap
 from onerec_jax.inference import assemble
-from onerec_jax.models import generator
+from onerec_jax.models import generator, reward
 
 _TRUE = 2
 """The bucket of a flag that is set (data/features.py)."""
@@ -148,24 +149,26 @@ def scores(
   mesh: Mesh,
   targets: int = 32,
 ) -> list[np.ndarray]:
-  """Log-probabilities of every asked event, user by user.
+  """Log-probabilities of every asked event, or rewards, user by user.
 
   Args:
-    system: of a generator.
+    system: of a generator or a reward model.
     params: its parameters.
     asked: of `judged`.
     mesh: where they lie.
     targets: of a row.
 
   Raises:
-    ValueError: the model generates no semantic IDs.
+    ValueError: the model is neither.
   """
-  if not isinstance(system.model, generator.Generator):
+  model = system.model
+  judges = isinstance(model, reward.RewardModel)
+  if not judges and not isinstance(model, generator.Generator):
     raise ValueError(
       f"run {system.config.name!r} scores items and is no generator; only "
-      "generators have a probability of an item"
+      "generators have a probability of an item, and reward models a reward"
     )
-  if getattr(system.model, "session_items", 1) > 1:
+  if getattr(model, "session_items", 1) > 1:
     targets = 1  # side by side they would be the beginnings of sessions
   tables = jax.device_put(
     (system.catalogue, system.index), partitioning.replicated(mesh)
@@ -173,9 +176,12 @@ def scores(
 
   @jax.jit
   def of_items(params, batch, catalogue, index):
-    levels = policy.log_probabilities(
-      system.model, params, batch, catalogue, index
-    )
+    if judges:
+      logits = model.apply(
+        {"params": params}, batch, catalogue, batch.targets, method="scores"
+      )
+      return reward.value(logits, model.value_weights)
+    levels = policy.log_probabilities(model, params, batch, catalogue, index)
     return levels.sum(axis=-1)
 
   found = [np.full(len(user.events), np.nan) for user in asked]

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 
+import jax
 import numpy as np
 import pytest
 import rich.console
@@ -100,11 +101,37 @@ def test_of_sessions_the_first_item_is_judged(system, judged, mesh):
     np.testing.assert_allclose(several[1:2], single, rtol=1e-4)
 
 
-def test_models_that_generate_nothing_are_refused(system, judged, mesh):
-  for model in (tiny.two_tower(), tiny.p_score()):
-    other = dataclasses.replace(system, model=model)
-    with pytest.raises(ValueError, match="'opinions' scores items"):
-      feedback_pairs.scores(other, {}, judged, mesh)
+def test_of_a_reward_model_items_are_worth_what_they_are_in_a_ranking(
+  system, judged, mesh
+):
+  """Targets side by side, and every item of the catalogue alone."""
+  config = copy.deepcopy(system.config)
+  config.model = model_configs.PScoreConfig(
+    d_model=16, num_heads=2, d_ff=16, sid_embed_dim=4, feature_embed_dim=4,
+    objectives=("like",),
+  )  # fmt: skip
+  judge = assemble.assemble(config, system.prepared, system.semantic_ids)
+  params = _params(judge)
+  found = feedback_pairs.scores(judge, params, judged[:4], mesh, targets=2)
+  names = sorted(rows_lib.feature_sizes(system.prepared))
+  for user, scores in zip(judged, found):
+    history = rows_lib.before(system.prepared, user.record, user.start)
+    batch = rows_lib.request_batch([history], names, system.config.pipeline, 1)
+    batch, catalogue = jax.device_put((batch, system.catalogue))
+    every = judge.model.apply(
+      {"params": params}, batch, catalogue, method="item_scores"
+    )
+    expected = np.asarray(every)[0, 0, user.record.items[user.events]]
+    assert len(set(expected.tolist())) > 1
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
+def test_models_that_neither_generate_nor_judge_are_refused(
+  system, judged, mesh
+):
+  other = dataclasses.replace(system, model=tiny.two_tower())
+  with pytest.raises(ValueError, match="'opinions' scores items"):
+    feedback_pairs.scores(other, {}, judged, mesh)
 
 
 def test_who_is_judged(system, judged):
