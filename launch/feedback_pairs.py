@@ -3,7 +3,8 @@ r"""How often runs prefer what users liked to what they disliked.
   python -m launch.feedback_pairs --workdir=runs/kuairand \
     --runs=sft,aligned --output=pairs.json
 
-All pairs of a liked and a disliked later event of a user. The first is what the
+All pairs of a liked and a disliked later event of a user. Generators are judged
+by an item's probability, reward models by its reward. The first is what the
 others are compared with; `+` joins seeds of one model; `popularity` is the
 baseline, how often training names an item.
 """

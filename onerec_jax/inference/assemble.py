@@ -138,8 +138,13 @@ def choose(workdir: files.PathLike, model: str = "", ranker: str = "") -> str:
     ranker: a run that is not to be chosen.
 
   Raises:
-    ValueError: no such run, or several and none preferred.
+    ValueError: no such directory or run, or several and none preferred.
   """
+  if not pathlib.Path(workdir).is_dir():
+    raise ValueError(
+      f"there is no directory {workdir}; --workdir is to be that of "
+      "launch.train"
+    )
   runs = pathlib.Path(workdir) / "models"
   names = sorted(path.parent.name for path in runs.glob("*/best.json"))
   if model in names:

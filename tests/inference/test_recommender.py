@@ -303,6 +303,8 @@ def test_the_run_is_chosen_by_name(workdir, recommenders, tmp_path):
     Recommender.load(workdir, "x")
   with pytest.raises(ValueError, match="no trained run"):
     Recommender.load(tmp_path)
+  with pytest.raises(ValueError, match="no directory .*missing"):
+    Recommender.load(tmp_path / "missing")
 
 
 def test_runs_of_other_data_are_asked_by_name_alone(workdir, tmp_path, capsys):
