@@ -52,7 +52,7 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     # Near uniform: what training never saw is to be judged, too.
     a.temperature = 8.0
     a.sync_every = 10
-    # The start is the best of fifteen validations on few hits: what follows is
-    # below it in any case.
+    # The start is the best of fifteen validations on few hits: imitating on is
+    # below it, too.
     a.gate = 0.9
   return c

@@ -3,11 +3,11 @@
 Of each user's later events, every liked one is paired with every disliked one;
 a pair is right where the model gives the liked item the higher probability (a
 reward model: the higher reward), given what the user did before any of them.
-Ties count half. Unlike a ranking
-of all items this asks for nothing that was not logged, so it judges preference
-where most later items were never seen before. Pairs of two items that training
-never saw are told apart by what their semantic IDs share with others alone;
-their share and accuracy stand beside those of all.
+Ties count half. Unlike a ranking of all items this asks for nothing that was
+not logged, so it judges preference where most later items were never seen
+before. Pairs of two items that training never saw are told apart by what their
+semantic IDs and features share with others alone; their share and accuracy
+stand beside those of all.
 """
 
 import dataclasses
