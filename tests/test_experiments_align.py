@@ -5,6 +5,7 @@ import pytest
 from experiments.kuairand import feedback as kuairand
 from experiments.kuairand import p_score as kuairand_p_score
 from experiments.movielens import feedback as movielens
+from experiments.movielens import p_score as movielens_p_score
 from experiments.simulator import ecpo, evidence, gbpo, ipa, sft
 from experiments.tables import lazy_decoder, p_score
 from onerec_jax.alignment import checks, objectives, rewards
@@ -54,8 +55,9 @@ def test_an_alignment_asks_for_what_its_start_and_judges_are(module, arg):
       ("like", "click"),
     ),
     (kuairand_p_score.get_config(), kuairand.get_config("ecpo"), ("like",)),
+    (movielens_p_score.get_config(), movielens.get_config("ecpo"), ("like",)),
   ],
-  ids=["tables", "kuairand"],
+  ids=["tables", "kuairand", "movielens"],
 )
 def test_a_judge_reads_what_is_judged(judge, start, objectives):
   assert judge.model.objectives == objectives

@@ -18,6 +18,7 @@ are to be compared with. docs/alignment.md has cost and figures.
 """
 
 from experiments.kuairand import lazy_decoder
+from onerec_jax import alignment_config
 from onerec_jax import config as config_lib
 
 _ALIGNED = ("imitate", "gbpo", "pairs", "duration", "ecpo")
@@ -45,14 +46,19 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     a.feedback_weight = 0.0 if arg == "imitate" else 1.0
     a.gate = 0.3
   if arg == "ecpo":
-    a.feedback = ""
-    a.objective, a.weight = "ecpo", 1.0
-    a.rewards = ("p_score=1",)
-    a.search, a.requests, a.group = "sample", 8, 128
-    # Near uniform: what training never saw is to be judged, too.
-    a.temperature = 8.0
-    a.sync_every = 10
+    judge_catalogue(a, weight=1.0)
     # The start is the best of fifteen validations on few hits: imitating on is
     # below it, too.
     a.gate = 0.9
   return c
+
+
+def judge_catalogue(a: alignment_config.AlignmentConfig, weight: float) -> None:
+  """ECPO by the P-Score on items from all of the catalogue, not on beams."""
+  a.feedback = ""
+  a.objective, a.weight = "ecpo", weight
+  a.rewards = ("p_score=1",)
+  a.search, a.requests, a.group = "sample", 8, 128
+  # Near uniform: what the model would never answer is to be judged, too.
+  a.temperature = 8.0
+  a.sync_every = 10

@@ -10,14 +10,15 @@ r"""MovieLens 100K's opinions: imitate the likes, then learn from dislikes too.
 Ratings of 4 and 5 are likes, 1 and 2 dislikes (data set `movielens_opinions`),
 split by time, 80 / 10 / 10%. As experiments/kuairand/feedback.py, but here
 later events are of items that training knows. `imitate` takes as many steps
-without feedback: what `gbpo` and `pairs` are to be compared with.
-docs/alignment.md has figures.
+without feedback: what `gbpo`, `pairs` and `ecpo`, which needs p_score.py in the
+same work directory, are to be compared with. docs/alignment.md has figures.
 """
 
+from experiments.kuairand import feedback as kuairand
 from experiments.movielens import lazy_decoder
 from onerec_jax import config as config_lib
 
-_ALIGNED = ("imitate", "gbpo", "pairs")
+_ALIGNED = ("imitate", "gbpo", "pairs", "ecpo")
 
 
 def get_config(arg: str = "sft") -> config_lib.Config:
@@ -40,6 +41,8 @@ def get_config(arg: str = "sft") -> config_lib.Config:
     a.feedback = "like"
     a.feedback_loss = "pairs" if arg == "pairs" else "gbpo"
     # GBPO's push on a code is π / (1 − π), little where there are many.
-    a.feedback_weight = {"imitate": 0.0, "gbpo": 30.0, "pairs": 1.0}[arg]
+    a.feedback_weight = {"imitate": 0.0, "gbpo": 30.0}.get(arg, 1.0)
     a.gate = 0.1
+  if arg == "ecpo":
+    kuairand.judge_catalogue(a, weight=0.1)
   return c
