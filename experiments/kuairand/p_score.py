@@ -15,14 +15,19 @@ from onerec_jax import model_configs
 
 def get_config(arg: str = "") -> config_lib.Config:
   del arg
-  c = feedback.get_config()
+  c = judge_of(feedback.get_config())
+  c.training.num_epochs = 5
+  return c
+
+
+def judge_of(c: config_lib.Config) -> config_lib.Config:
+  """The P-Score of likes, on the data of a model that imitates them."""
   c.name = "p_score"
   c.pipeline.targets = "request"
   c.pipeline.imitate = "all"
   c.model = model_configs.PScoreConfig(
     objectives=("like",), context_dropout=0.1
   )
-  c.training.num_epochs = 5
   c.training.validate_every = 200
   c.evaluation.select = "auc"
   return c
